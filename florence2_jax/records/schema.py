@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The FLD record: one image and everything that is said about it.
+
+A record is validated when it is made: a `Record` that exists is a record that can be drawn, stored
+and turned into targets. What a dataset got wrong is mended or set aside before, in `checks.py`.
+
+All coordinates are float pixels of the original image. Source: Florence-2 §4 (FLD-5B: texts,
+region-text pairs, text-phrase-region triplets); questions are ours.
+"""
+
+import dataclasses
+import math
+from typing import Literal, TypeAlias, get_args
+
+from florence2_jax.typing import Box, Polygon, Quad
+
+Granularity: TypeAlias = Literal["brief", "detailed", "more_detailed"]
+LabelKind: TypeAlias = Literal["category", "phrase", "brief", "text"]
+MakerKind: TypeAlias = Literal["human", "specialist", "checkpoint"]
+
+GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+LABEL_KINDS: tuple[LabelKind, ...] = get_args(LabelKind)
+MAKER_KINDS: tuple[MakerKind, ...] = get_args(MakerKind)
+
+
+class RecordError(ValueError):
+    """A value that no record may hold. The message names the field and shows the value."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise RecordError(message)
+
+
+def _check_text(text: str, what: str) -> None:
+    bad = sorted({c for c in text if (ord(c) < 32 and c not in "\n\t") or ord(c) == 127})
+    _require(not bad, f"{what} {text!r} holds control characters {bad}")
+    _require(not any(0xD800 <= ord(c) < 0xE000 for c in text), f"{what} {text!r} is not valid UTF-8")
+
+
+def _check_box(box: Box, what: str) -> None:
+    _require(len(box) == 4, f"{what} must have 4 numbers, got {len(box)}")
+    _require(all(map(math.isfinite, box)), f"{what} {box} is not finite")
+    _require(box[0] < box[2] and box[1] < box[3], f"{what} {box} is empty or turned inside out")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Who made an annotation, in which round of the data engine, how surely.
+
+    `name` is a person's tag, a specialist with its version, or a checkpoint. `score` is in [0, 1],
+    None where the maker gave none.
+    """
+
+    kind: MakerKind = "human"
+    name: str = ""
+    round: int = 0
+    score: float | None = None
+
+    def __post_init__(self):
+        _require(self.kind in MAKER_KINDS, f"maker {self.kind!r} is not one of {MAKER_KINDS}")
+        _require(self.round >= 0, f"round {self.round} is negative")
+        _require(self.score is None or 0 <= self.score <= 1, f"score {self.score} not in [0, 1]")
+
+
+HUMAN = Provenance()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+    """A description of the whole image."""
+
+    text: str
+    granularity: Granularity = "brief"
+    provenance: Provenance = HUMAN
+
+    def __post_init__(self):
+        _require(bool(self.text.strip()), "a text is empty")
+        _check_text(self.text, "text")
+        _require(self.granularity in GRANULARITIES, f"granularity {self.granularity!r} is unknown")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Label:
+    """What one region is.
+
+    `category` is a class name; `phrase` an expression that refers to the region within its image
+    ("the left red cup"); `brief` a description of it; `text` the words written in it. A label may
+    be empty (an illegible word).
+    """
+
+    text: str
+    kind: LabelKind = "category"
+
+    def __post_init__(self):
+        _check_text(self.text, "label")
+        _require(self.kind in LABEL_KINDS, f"label kind {self.kind!r} is not one of {LABEL_KINDS}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Region:
+    """A place in the image with its labels; a crowd is kept, and kept out of targets."""
+
+    box: Box
+    labels: tuple[Label, ...] = ()
+    quad: Quad | None = None
+    polygons: tuple[Polygon, ...] = ()
+    is_crowd: bool = False
+    provenance: Provenance = HUMAN
+
+    def __post_init__(self):
+        _check_box(self.box, "box")
+        if self.quad is not None:
+            _require(len(self.quad) == 8, f"quad must have 8 numbers, got {len(self.quad)}")
+            _require(all(map(math.isfinite, self.quad)), f"quad {self.quad} is not finite")
+        for polygon in self.polygons:
+            size = len(polygon)
+            _require(size >= 6 and size % 2 == 0, f"polygon must have >= 3 points, got {size} numbers")
+            _require(all(map(math.isfinite, polygon)), f"polygon {polygon[:8]}... is not finite")
+
+    def label(self, kind: LabelKind) -> str | None:
+        """The first label of a kind, None where there is none."""
+        return next((label.text for label in self.labels if label.kind == kind), None)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Span:
+    """Characters `[start, end)` of a grounding's text and the boxes they speak of."""
+
+    start: int
+    end: int
+    boxes: tuple[Box, ...]
+
+    def __post_init__(self):
+        _require(0 <= self.start < self.end, f"span [{self.start}, {self.end}) is empty")
+        _require(bool(self.boxes), f"span [{self.start}, {self.end}) has no box")
+        for box in self.boxes:
+            _check_box(box, "box of a span")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grounding:
+    """A text whose phrases are tied to boxes, in order of their first characters."""
+
+    text: str
+    spans: tuple[Span, ...]
+    provenance: Provenance = HUMAN
+
+    def __post_init__(self):
+        _check_text(self.text, "grounding")
+        _require(bool(self.spans), f"grounding {self.text!r} has no spans")
+        starts = [span.start for span in self.spans]
+        _require(starts == sorted(starts), f"spans of {self.text!r} are not in order: {starts}")
+        end = max(span.end for span in self.spans)
+        _require(end <= len(self.text), f"a span ends at {end}, beyond {self.text!r}")
+
+    def phrase(self, span: Span) -> str:
+        """The characters of a span."""
+        return self.text[span.start : span.end]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Question:
+    """A question about the image with the answers people gave, most trusted first."""
+
+    question: str
+    answers: tuple[str, ...]
+    provenance: Provenance = HUMAN
+
+    def __post_init__(self):
+        _require(bool(self.question.strip()), "a question is empty")
+        _require(bool(self.answers), f"question {self.question!r} has no answer")
+        for text in (self.question, *self.answers):
+            _check_text(text, "question or answer")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """One image, encoded, with its annotations.
+
+    `id` is unique in a store; `origin` says where the image came from; `split_key` decides the
+    split by its hash (images that must not be parted, such as crops of one photo, share a key).
+    """
+
+    id: str
+    image: bytes
+    width: int
+    height: int
+    origin: str = ""
+    split_key: str = ""
+    texts: tuple[Text, ...] = ()
+    regions: tuple[Region, ...] = ()
+    groundings: tuple[Grounding, ...] = ()
+    questions: tuple[Question, ...] = ()
+
+    def __post_init__(self):
+        _require(bool(self.id), "a record has no id")
+        _require(bool(self.image), f"record {self.id}: no image bytes")
+        _require(self.width > 0 and self.height > 0, f"record {self.id}: size {self.size}")
+        boxes = [region.box for region in self.regions]
+        boxes += [box for g in self.groundings for span in g.spans for box in span.boxes]
+        for box in boxes:
+            _require(
+                box[0] >= 0 and box[1] >= 0 and box[2] <= self.width and box[3] <= self.height,
+                f"record {self.id}: box {box} leaves its {self.width} x {self.height} image",
+            )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """`(width, height)` in pixels."""
+        return self.width, self.height
