@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`florence2-jax COMMAND`: picks the command, prints its errors, writes its report.
 
-A command is a module of this package with `parser() -> ArgumentParser`; the parser of what was
-asked sets `run`, a function from the parsed arguments to a JSON-able report. Nothing heavy is
-imported before the command is known, so that `--help` answers at once.
+A command is a module of this package with `parser() -> ArgumentParser` (and `parse`, if it reads its
+command line by itself); the parser of what was asked sets `run`, a function from the parsed
+arguments to a JSON-able report. Nothing heavy is imported before the command is known, so that
+`--help` answers at once.
 """
 
 import argparse
@@ -39,8 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = _top_parser().parse_args(argv[:1])
     command = importlib.import_module(f"florence2_jax.cli.{arguments.command}")
-    parser: argparse.ArgumentParser = command.parser()
-    args = parser.parse_args(argv[1:])
+    # A command may parse by itself; `train` hands what it does not know to the run file.
+    parse = getattr(command, "parse", None) or command.parser().parse_args
+    args = parse(argv[1:])
     try:
         _write_report(args.json, args.run(args))
     except UserError as error:

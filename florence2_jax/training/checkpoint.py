@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Orbax checkpoints of a run: parameters by themselves, and what only training needs.
+
+The data position and the RNG are functions of the step, so that a step is all there is to restore.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from florence2_jax.training.state import TrainState
+from florence2_jax.typing import UserError
+
+
+class Checkpoints:
+    """The checkpoints under one directory, saved in the background.
+
+    Use as a context manager: leaving it waits for the last save.
+    """
+
+    def __init__(self, directory: Path, *, every_steps: int = 1, keep: int | None = None):
+        options = ocp.CheckpointManagerOptions(
+            save_interval_steps=every_steps, max_to_keep=keep, create=True
+        )
+        self.directory = Path(directory).absolute()
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_names=("params", "training")
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """The newest step that was saved to its end."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState, *, force: bool = False) -> None:
+        """Saves if the step is due, or at once if forced; the arrays are copied on return."""
+        if step == self.latest_step():
+            return
+        training = {"step": state.step, "opt_state": state.opt_state}
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            training=ocp.args.StandardSave(training),
+        )
+        self._manager.save(step, args=items, force=force)
+
+    def restore(self, abstract: TrainState) -> TrainState:
+        """The newest state, in the shardings of `abstract` (sharded `ShapeDtypeStruct` leaves)."""
+        step = self._newest()
+        self._check_shapes(step, abstract.params)
+        training = {"step": abstract.step, "opt_state": abstract.opt_state}
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(abstract.params),
+            training=ocp.args.StandardRestore(training),
+        )
+        restored = self._manager.restore(step, args=items)
+        return TrainState(params=restored["params"], **restored["training"])
+
+    def restore_params(self, abstract: Any) -> Any:
+        """The newest parameters alone."""
+        step = self._newest()
+        self._check_shapes(step, abstract)
+        items = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+        return self._manager.restore(step, args=items)["params"]
+
+    def _newest(self) -> int:
+        step = self.latest_step()
+        if step is None:
+            raise UserError(f"{self.directory} holds no finished checkpoint: train first")
+        return step
+
+    def _check_shapes(self, step: int, abstract: Any) -> None:
+        metadata = self._manager.item_metadata(step)["params"]
+        saved = {name: tuple(leaf.shape) for name, leaf in _named(metadata.tree).items()}
+        wanted = {name: tuple(leaf.shape) for name, leaf in _named(abstract).items()}
+        if saved == wanted:
+            return
+        offenders = [
+            f"{name} is {saved.get(name, 'missing')} there, {wanted.get(name, 'unknown')} here"
+            for name in sorted(saved.keys() | wanted.keys())
+            if saved.get(name) != wanted.get(name)
+        ]
+        raise UserError(
+            f"the checkpoint of step {step} in {self.directory} is of another model: "
+            f"{'; '.join(offenders[:3])}{' ...' if len(offenders) > 3 else ''}"
+        )
+
+
+def _named(tree: Mapping[str, Any]) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop: a batch, a step, and hooks. Every recipe runs through here."""
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from rich.console import Console
+
+from florence2_jax.data.pipeline import Batch, check_feeds, iterate, make_dataset
+from florence2_jax.data.texts import store_texts
+from florence2_jax.models.config import Florence2Config
+from florence2_jax.parallel.mesh import make_mesh
+from florence2_jax.parallel.partitioning import batch_sharding, num_data_shards
+from florence2_jax.records.store import RecordStore
+from florence2_jax.text.tokenizer import Tokenizer
+from florence2_jax.training import workdir as workdir_lib
+from florence2_jax.training.checkpoint import Checkpoints
+from florence2_jax.training.config import RunConfig
+from florence2_jax.training.metrics import Reporter, Window
+from florence2_jax.training.optimizer import learning_rate, make_optimizer
+from florence2_jax.training.state import TrainState, init_state, model_graph
+from florence2_jax.training.step import DEVICE_KEYS, compile_step, train_step
+from florence2_jax.typing import UserError
+
+Hook: TypeAlias = Callable[[int, TrainState, Reporter], None]
+"""Called after a step with its number (from 1), the new state, and where to report."""
+
+
+def run(
+    config: Mapping[str, Any],
+    workdir: Path,
+    *,
+    stop_after: int | None = None,
+    hooks: Sequence[Hook] = (),
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Trains until the run's last step; started again, it goes on after its newest checkpoint.
+
+    Args:
+        config: a run file's values, see `RunConfig`.
+        workdir: a local directory, this run's alone.
+        stop_after: stop (and save) once this step is done, as if interrupted there.
+        hooks: called after every step.
+
+    Returns:
+        A report: steps done, the last scalars, where everything is.
+
+    Raises:
+        UserError: before the first step, for whatever of config, records, tokenizer, devices or
+            workdir does not fit.
+    """
+    console = console or Console()
+    started_s = time.perf_counter()
+    run_config = RunConfig.create(config)
+    store = RecordStore(run_config.input.records, run_config.input.split)
+    spec = run_config.batch_spec()
+    check_feeds(store, spec.weights)
+    mesh = make_mesh(run_config.mesh)
+    _check_batch(run_config, mesh)
+    workdir_lib.claim(workdir, config)
+    tokenizer = _tokenizer(run_config, store, workdir)
+    model_config = _fit_vocabulary(run_config.model, tokenizer, config)
+    workdir_lib.save_model(workdir, model_config, tokenizer)
+    workdir_lib.note_environment(workdir, mesh=mesh.shape)
+
+    optimizer = make_optimizer(run_config.optimizer, run_config.total_steps)
+    state, shardings = init_state(model_config, optimizer, seed=run_config.seed, mesh=mesh)
+    dataset = make_dataset(
+        store,
+        tokenizer,
+        spec,
+        seed=run_config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        set_aside=workdir / "set_aside.jsonl",
+    )
+    step = functools.partial(
+        train_step,
+        graphdef=model_graph(model_config),
+        optimizer=optimizer,
+        seed=run_config.seed,
+        accumulate=run_config.accumulate,
+    )
+    reporter = Reporter(
+        workdir,
+        total_steps=run_config.total_steps,
+        console=console,
+        is_active=jax.process_index() == 0,
+    )
+    interval = run_config.checkpoint.every_steps
+    with Checkpoints(
+        workdir / workdir_lib.CHECKPOINTS, every_steps=interval, keep=run_config.checkpoint.keep
+    ) as checkpoints:
+        if checkpoints.latest_step() is not None:
+            state = checkpoints.restore(_abstract(state, shardings))
+            reporter.say(f"resuming after step {int(state.step)}")
+        last_step = min(run_config.total_steps, stop_after or run_config.total_steps)
+        loop = _Loop(run_config, mesh, reporter, [*hooks, _save_hook(checkpoints)])
+        state, scalars = loop.run(step, state, shardings, dataset, last_step, started_s)
+        checkpoints.save(int(state.step), state, force=True)
+    reporter.close()
+    return {"workdir": str(workdir), "step": int(state.step), "metrics": scalars}
+
+
+class _Loop:
+    """One pass over the steps; metrics are read one step late, so that the device never waits."""
+
+    def __init__(self, config: RunConfig, mesh: Mesh, reporter: Reporter, hooks: Sequence[Hook]):
+        self.config, self.mesh, self.reporter, self.hooks = config, mesh, reporter, hooks
+        self.schedule = learning_rate(config.optimizer, config.total_steps)
+        self.scalars: dict[str, float] = {}
+
+    def run(
+        self, step, state: TrainState, shardings: Any, dataset, last_step: int, started_s: float
+    ) -> tuple[TrainState, dict[str, float]]:
+        """Steps from the state's own to `last_step`."""
+        inputs = self.config.input
+        first_step = int(state.step)
+        if first_step >= last_step:
+            self.reporter.say(f"nothing to do: step {first_step} of {last_step} is done")
+            return state, self.scalars
+        batches = iterate(
+            dataset,
+            start_step=first_step,
+            num_workers=inputs.num_workers,
+            num_threads=inputs.num_threads,
+            buffer=inputs.buffer,
+        )
+        compiled, window, pending = None, Window(), None
+        for number in range(first_step + 1, last_step + 1):
+            waiting_s = time.perf_counter()
+            batch = next(batches)
+            window.wait_s += time.perf_counter() - waiting_s
+            on_device = self._to_device(batch)
+            if compiled is None:
+                compiled = compile_step(step, state, shardings, on_device, self.mesh)
+            state, metrics = compiled(state, on_device)
+            if pending is not None:
+                self._absorb(window, *pending)
+            pending = (number, batch, metrics)
+            if number == first_step + 1:
+                jax.block_until_ready(metrics)
+                seconds = time.perf_counter() - started_s
+                self.reporter.say(f"first step after {seconds:.1f} s")
+                self.reporter.report(number, {"first_step_s": seconds})
+                window = Window()
+            if number % self.config.log.every_steps == 0 or number == last_step:
+                self._absorb(window, *pending)
+                pending = None
+                self._report(number, window, metrics)
+                window = Window()
+            for hook in self.hooks:
+                hook(number, state, self.reporter)
+        return state, self.scalars
+
+    def _to_device(self, batch: Batch) -> dict[str, jax.Array]:
+        rows = batch_sharding(self.mesh)
+        return {
+            name: jax.make_array_from_process_local_data(rows, batch[name]) for name in DEVICE_KEYS
+        }
+
+    def _absorb(self, window: Window, number: int, batch: Batch, metrics: Any) -> None:
+        metrics = jax.device_get(metrics)
+        if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"]):
+            raise UserError(
+                f"step {number}: the loss is {metrics['loss']}, the gradient norm "
+                f"{metrics['grad_norm']}; lower optimizer.peak_lr or raise warmup_steps, and start "
+                "again from the newest checkpoint"
+            )
+        hosts = jax.process_count()
+        window.steps += 1
+        window.images += len(batch["image"]) * hosts
+        window.annotations += float((batch["task_ids"] >= 0).sum()) * hosts
+        window.cells += batch["target_ids"].size * hosts
+        window.substitutes += int(batch["is_substitute"].sum())
+        window.dropped += int(batch["num_dropped"].sum())
+        window.task_loss_sums += metrics["task_loss_sums"]
+        window.task_token_sums += metrics["task_token_sums"]
+
+    def _report(self, number: int, window: Window, metrics: Any) -> None:
+        self.scalars = window.summary()
+        self.scalars["learning_rate"] = float(self.schedule(number - 1))
+        self.scalars["grad_norm"] = float(metrics["grad_norm"])
+        self.reporter.progress(number, self.scalars)
+
+
+def _save_hook(checkpoints: Checkpoints) -> Hook:
+    return lambda number, state, reporter: checkpoints.save(number, state)
+
+
+def _abstract(state: TrainState, shardings: Any) -> TrainState:
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        state,
+        shardings,
+    )
+
+
+def _check_batch(config: RunConfig, mesh: Mesh) -> None:
+    part, shards = config.input.batch_size // config.accumulate, num_data_shards(mesh)
+    if part % shards:
+        raise UserError(
+            f"input.batch_size: {config.input.batch_size} in {config.accumulate} part(s) does not "
+            f"divide by the mesh's {shards} data shards ({dict(mesh.shape)})"
+        )
+
+
+def _tokenizer(config: RunConfig, store: RecordStore, workdir: Path) -> Tokenizer:
+    """The workdir's own if it has one: a run never changes its vocabulary."""
+    own = workdir / workdir_lib.TOKENIZER
+    if own.is_dir():
+        return Tokenizer.load(own)
+    if config.tokenizer.path:
+        return Tokenizer.load(Path(config.tokenizer.path))
+    return Tokenizer.train(store_texts(store), vocab_size=config.tokenizer.train_size)
+
+
+def _fit_vocabulary(
+    model: Florence2Config, tokenizer: Tokenizer, config: Mapping[str, Any]
+) -> Florence2Config:
+    """The model with the tokenizer's vocabulary size, unless the run file insists on another."""
+    asked = dict(config["model"]).get("text", {}).get("vocab_size")
+    if asked is not None and asked < len(tokenizer):
+        raise UserError(
+            f"model.text.vocab_size: {asked} rows do not hold the tokenizer's {len(tokenizer)} ids"
+        )
+    values = model.to_dict()
+    values["text"]["vocab_size"] = asked or len(tokenizer)
+    return Florence2Config.create(**values)

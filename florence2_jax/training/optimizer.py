@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdamW with linear warm-up and cosine decay. Source: Florence-2 §6.1, `configs/pretrain.py`."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+import jax
+import optax
+
+from florence2_jax.typing import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The recipe; the paper gives the learning rate and warm-up, the rest is ours."""
+
+    peak_lr: float
+    warmup_steps: int
+    final_lr_ratio: float = 0.0
+    weight_decay: float = 0.05
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+
+    @classmethod
+    def create(cls, **values: Any) -> "OptimizerConfig":
+        """Raises UserError on unknown keys or values out of range."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in names:
+                near = difflib.get_close_matches(name, names) or names
+                raise UserError(f"optimizer.{name}: no such key; did you mean {', '.join(near)}?")
+        config = cls(**values)
+        if not config.peak_lr > 0 or config.warmup_steps < 0 or not config.clip_norm > 0:
+            raise UserError(f"optimizer: peak_lr and clip_norm must be positive, got {config}")
+        return config
+
+
+def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Linear from 0 to the peak, then a cosine to `final_lr_ratio` of it at `total_steps`."""
+    if config.warmup_steps >= total_steps:
+        raise UserError(
+            f"optimizer.warmup_steps: {config.warmup_steps} must be less than the run's "
+            f"{total_steps} steps"
+        )
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.peak_lr,
+        warmup_steps=config.warmup_steps,
+        decay_steps=total_steps,
+        end_value=config.peak_lr * config.final_lr_ratio,
+    )
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW; biases, norms and position tables are not decayed."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate(config, total_steps),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=_is_decayed,
+        ),
+    )
+
+
+def _is_decayed(params: Any) -> Any:
+    def is_kernel(path: tuple, _: Any) -> bool:
+        names = [str(getattr(key, "key", getattr(key, "name", key))) for key in path]
+        return "kernel" in names
+
+    return jax.tree_util.tree_map_with_path(is_kernel, params)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One update, as a pure function of arrays."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from florence2_jax.parallel.partitioning import batch_sharding
+from florence2_jax.training.loss import shift_right, sums_per_task, token_cross_entropy
+from florence2_jax.training.state import TrainState, merge
+
+Metrics: TypeAlias = dict[str, jax.Array]
+Step: TypeAlias = Callable[[TrainState, dict[str, Any]], tuple[TrainState, Metrics]]
+
+DEVICE_KEYS = ("image", "prompt_ids", "target_ids", "task_ids")
+"""What of a batch travels to the devices."""
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, Any],
+    *,
+    graphdef: nnx.GraphDef,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    accumulate: int = 1,
+) -> tuple[TrainState, Metrics]:
+    """One update of Florence-2 Eq. 1. Returns the new state and global float32 metrics.
+
+    The loss is summed over target tokens and divided by their global number, so neither padding nor
+    accumulation (`accumulate` equal parts of the batch, one after another) biases it.
+    """
+    step_key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def summed_loss(params: Any, part: dict[str, Any], key: jax.Array):
+        model = merge(graphdef, params)
+        decoder_ids = shift_right(part["target_ids"])
+        rngs = nnx.Rngs(dropout=key)
+        logits = model(part["image"], part["prompt_ids"], decoder_ids, rngs=rngs)
+        losses = token_cross_entropy(logits, part["target_ids"])
+        return losses.sum(), sums_per_task(losses, part["target_ids"], part["task_ids"])
+
+    def part_gradient(part: dict[str, Any], index: jax.Array | int):
+        key = jax.random.fold_in(step_key, index)
+        (_, sums), grads = jax.value_and_grad(summed_loss, has_aux=True)(state.params, part, key)
+        return grads, sums
+
+    if accumulate == 1:
+        grads, sums = part_gradient(batch, 0)
+    else:
+        grads, sums = _accumulate(part_gradient, batch, accumulate)
+    loss_sums, token_sums = sums
+    num_tokens = jnp.maximum(token_sums.sum(), 1.0)
+    grads = jax.tree.map(lambda g: g / num_tokens, grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+        "loss": loss_sums.sum() / num_tokens,
+        "num_tokens": token_sums.sum(),
+        "grad_norm": optax.global_norm(grads),
+        "task_loss_sums": loss_sums,
+        "task_token_sums": token_sums,
+    }
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+def _accumulate(part_gradient, batch: dict[str, Any], number: int):
+    """Sums gradients and metrics over strided parts (each part stays spread over all devices)."""
+    parts = {
+        name: jnp.moveaxis(x.reshape(-1, number, *x.shape[1:]), 1, 0) for name, x in batch.items()
+    }
+
+    def add(total, indexed_part):
+        index, part = indexed_part
+        return jax.tree.map(jnp.add, total, part_gradient(part, index)), None
+
+    first = part_gradient({name: x[0] for name, x in parts.items()}, 0)
+    rest = (jnp.arange(1, number), {name: x[1:] for name, x in parts.items()})
+    total, _ = jax.lax.scan(add, first, rest)
+    return total
+
+
+def compile_step(step: Step, state: TrainState, shardings: Any, batch: dict[str, Any], mesh: Mesh):
+    """Compiles a step ahead of time for one mesh; its state is donated, its metrics replicated.
+
+    Args:
+        batch: arrays or shapes of one batch over all hosts, the keys of `DEVICE_KEYS`.
+    """
+    rows = batch_sharding(mesh)
+    jitted = jax.jit(
+        step,
+        in_shardings=(shardings, {name: rows for name in DEVICE_KEYS}),
+        out_shardings=(shardings, NamedSharding(mesh, P())),
+        donate_argnums=0,
+    )
+    with jax.set_mesh(mesh):
+        return jitted.lower(state, batch).compile()
