@@ -18,6 +18,8 @@ def get_config(records: str = "runs/scenes/records") -> ConfigDict:
     c.input.tasks = dict(all=1.0)
     c.tokenizer = dict(train_size=600)
     c.optimizer = dict(peak_lr=1e-3, warmup_steps=100, weight_decay=0.05)
+    c.loss = dict(location_smoothing_bins=0.0)
+    c.init = dict(locations="normal")
     c.mesh = dict(replica=1, fsdp=-1, tensor=1)
     c.checkpoint = dict(every_steps=500, keep=1)
     c.log = dict(every_steps=50)

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from numpy.typing import NDArray
 
-from florence2_jax.data.examples import Example, examples_of, target_of
+from florence2_jax.data.examples import examples_of, target_of
 from florence2_jax.data.mixture import draw_examples
 from florence2_jax.data.transforms import ImageError, open_image, resize
 from florence2_jax.records.schema import Record
@@ -92,7 +92,7 @@ class LoadExamples(grain.transforms.RandomMap):
         budget = Budget(lambda text: len(self.tokenizer.encode(text)), spec.target_length - 2)
         num_dropped = 0
         for k, example in enumerate(examples):
-            prompt = encode_prompt(self.tokenizer, example, spec.prompt_length)
+            prompt = fit_prompt(self.tokenizer.encode(example.prompt), spec.prompt_length)
             target = target_of(example, record.size, order=spec.order, rng=rng, budget=budget)
             ids = [BOS_ID, *self.tokenizer.encode(target.text), EOS_ID]
             prompt_ids[k, : len(prompt)] = prompt
@@ -124,9 +124,8 @@ class EmptyRecordError(ValueError):
     """A sound record that has nothing to teach in this run."""
 
 
-def encode_prompt(tokenizer: Tokenizer, example: Example, length: int) -> list[int]:
-    """`<s> prompt </s>`; a prompt that is too long keeps its beginning and both ends' tokens."""
-    ids = tokenizer.encode(example.prompt)
+def fit_prompt(ids: list[int], length: int) -> list[int]:
+    """`<s> ids </s>`; of a prompt that is too long the end is left out."""
     return [BOS_ID, *ids[: length - 2], EOS_ID]
 
 

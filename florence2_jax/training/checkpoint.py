@@ -26,8 +26,9 @@ class Checkpoints:
             save_interval_steps=every_steps, max_to_keep=keep, create=True
         )
         self.directory = Path(directory).absolute()
+        handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "training")}
         self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_names=("params", "training")
+            self.directory, options=options, item_handlers=handlers
         )
 
     def __enter__(self) -> "Checkpoints":

@@ -11,7 +11,9 @@ from florence2_jax.data.pipeline import BatchSpec
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.parallel.mesh import MeshConfig
 from florence2_jax.tasks.targets import Order
+from florence2_jax.training.loss import LossConfig
 from florence2_jax.training.optimizer import OptimizerConfig
+from florence2_jax.training.state import InitConfig
 from florence2_jax.typing import UserError
 
 
@@ -66,6 +68,8 @@ class RunConfig:
     input: InputConfig
     tokenizer: TokenizerConfig
     optimizer: OptimizerConfig
+    loss: LossConfig
+    init: InitConfig
     mesh: MeshConfig
     checkpoint: CheckpointConfig
     log: LogConfig
@@ -94,6 +98,8 @@ class RunConfig:
             input=inputs,
             tokenizer=_section(TokenizerConfig, "tokenizer", config.get("tokenizer", {})),
             optimizer=OptimizerConfig.create(**config["optimizer"]),
+            loss=_section(LossConfig, "loss", config.get("loss", {})),
+            init=_section(InitConfig, "init", config.get("init", {})),
             mesh=MeshConfig.create(**config.get("mesh", {})),
             checkpoint=_section(CheckpointConfig, "checkpoint", config.get("checkpoint", {})),
             log=_section(LogConfig, "log", config.get("log", {})),

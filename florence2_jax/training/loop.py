@@ -24,7 +24,7 @@ from florence2_jax.training.checkpoint import Checkpoints
 from florence2_jax.training.config import RunConfig
 from florence2_jax.training.metrics import Reporter, Window
 from florence2_jax.training.optimizer import learning_rate, make_optimizer
-from florence2_jax.training.state import TrainState, init_state, model_graph
+from florence2_jax.training.state import TrainState, init_params, init_state, model_graph
 from florence2_jax.training.step import DEVICE_KEYS, compile_step, train_step
 from florence2_jax.typing import UserError
 
@@ -70,7 +70,14 @@ def run(
     workdir_lib.note_environment(workdir, mesh=mesh.shape)
 
     optimizer = make_optimizer(run_config.optimizer, run_config.total_steps)
-    state, shardings = init_state(model_config, optimizer, seed=run_config.seed, mesh=mesh)
+    make_params = functools.partial(
+        init_params,
+        model_config,
+        jax.random.key(run_config.seed),
+        run_config.init,
+        first_location_id=tokenizer.first_location_id,
+    )
+    state, shardings = init_state(make_params, optimizer, mesh)
     dataset = make_dataset(
         store,
         tokenizer,
@@ -86,6 +93,8 @@ def run(
         optimizer=optimizer,
         seed=run_config.seed,
         accumulate=run_config.accumulate,
+        loss=run_config.loss,
+        first_location_id=tokenizer.first_location_id,
     )
     reporter = Reporter(
         workdir,

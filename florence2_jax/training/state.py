@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training step reads and returns, and how it is made on a mesh."""
 
+import dataclasses
+import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -9,11 +12,13 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.models.florence2 import Florence2
 from florence2_jax.parallel.partitioning import state_shardings
+from florence2_jax.text.locations import NUM_BINS
+from florence2_jax.typing import UserError
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -39,22 +44,57 @@ def merge(graphdef: nnx.GraphDef, params: Any) -> Florence2:
     return nnx.merge(graphdef, state)
 
 
-def init_params(config: Florence2Config, key: jax.Array) -> Any:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InitConfig:
+    """How fresh parameters differ from the released initialisation.
+
+    `locations="ordinal"` starts the rows of the 1,000 location tokens as sines and cosines of their
+    bin, so that near bins look alike from the first step; "normal" is as released. Ours.
+    """
+
+    locations: str = "normal"
+
+    def __post_init__(self):
+        if self.locations not in ("normal", "ordinal"):
+            raise UserError(f"init.locations: {self.locations!r} is neither normal nor ordinal")
+
+
+def init_params(
+    config: Florence2Config,
+    key: jax.Array,
+    init: InitConfig = InitConfig(),
+    *,
+    first_location_id: int = 0,
+) -> Any:
     """Fresh parameters as a nested dict of float32 arrays."""
     model = Florence2(config, rngs=nnx.Rngs(key))
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    if init.locations == "ordinal":
+        table = params["text"]["shared"]["embedding"]
+        rows = _ordinal_rows(table.shape[1])
+        table = table.at[first_location_id : first_location_id + NUM_BINS].set(rows)
+        params["text"]["shared"]["embedding"] = table
+    return params
+
+
+def _ordinal_rows(dim: int) -> Float[Array, "bins D"]:
+    """Sines and cosines from half a turn to 64 turns over the axis, of the usual 0.02 deviation."""
+    turns = 2.0 ** jnp.linspace(-1.0, 6.0, dim // 2)
+    angles = 2 * jnp.pi * turns * (jnp.arange(NUM_BINS)[:, None] + 0.5) / NUM_BINS
+    waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
+    return 0.02 * math.sqrt(2) * waves
 
 
 def init_state(
-    config: Florence2Config, optimizer: optax.GradientTransformation, *, seed: int, mesh: Mesh
+    make_params: Callable[[], Any], optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[TrainState, Any]:
     """A fresh state, made in its shards, and its shardings.
 
-    The same seed gives the same values on every mesh.
+    The same `make_params` gives the same values on every mesh.
     """
 
     def init() -> TrainState:
-        params = init_params(config, jax.random.key(seed))
+        params = make_params()
         return TrainState(
             step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
         )

@@ -12,7 +12,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from florence2_jax.parallel.partitioning import batch_sharding
-from florence2_jax.training.loss import shift_right, sums_per_task, token_cross_entropy
+from florence2_jax.training.loss import (
+    LossConfig,
+    shift_right,
+    sums_per_task,
+    token_cross_entropy,
+)
 from florence2_jax.training.state import TrainState, merge
 
 Metrics: TypeAlias = dict[str, jax.Array]
@@ -30,6 +35,8 @@ def train_step(
     optimizer: optax.GradientTransformation,
     seed: int,
     accumulate: int = 1,
+    loss: LossConfig = LossConfig(),
+    first_location_id: int = 0,
 ) -> tuple[TrainState, Metrics]:
     """One update of Florence-2 Eq. 1. Returns the new state and global float32 metrics.
 
@@ -43,7 +50,9 @@ def train_step(
         decoder_ids = shift_right(part["target_ids"])
         rngs = nnx.Rngs(dropout=key)
         logits = model(part["image"], part["prompt_ids"], decoder_ids, rngs=rngs)
-        losses = token_cross_entropy(logits, part["target_ids"])
+        losses = token_cross_entropy(
+            logits, part["target_ids"], loss, first_location_id=first_location_id
+        )
         return losses.sum(), sums_per_task(losses, part["target_ids"], part["task_ids"])
 
     def part_gradient(part: dict[str, Any], index: jax.Array | int):

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detection: COCO average precision and recall, and F1 at IoU 0.5.
+
+A category is a label, letter by letter. Labels that are no truth's label lie outside the list of
+categories and cost no average precision, as in COCO; they do cost F1. A region without a score
+counts as 1.0: equal scores keep the order in which images and boxes were given, so that the
+average precision of a model without scores says less than its F1.
+"""
+
+import contextlib
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from florence2_jax.evaluation.scored import Scored, box_of, boxes_of, f1_score, num_matches
+from florence2_jax.geometry import box_iou
+from florence2_jax.tasks.answers import AnyRegion
+from florence2_jax.tasks.targets import clean_text
+
+COCO_SCORES = (
+    "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large",
+    "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large",
+)  # fmt: skip
+
+
+def detection_metrics(scored: Sequence[Scored]) -> dict[str, float]:
+    """Box AP (`ap` is the mean over IoU 0.50 to 0.95), AR at 100 boxes, F1 at IoU 0.5.
+
+    Each `Scored` is an image of its own, so that an open-vocabulary prompt is judged by the boxes
+    of its own names. Images without truth add false positives. NaN without any truth; sizes (small
+    below 32 x 32 pixels, large from 96 x 96) are those of the boxes.
+
+    Source: the COCO protocol, by pycocotools.
+    """
+    scores = coco_scores(*_as_coco(scored, with_labels=True))
+    names = ("ap50", "ap", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
+    return {name: scores[name] for name in names} | match_metrics(scored)
+
+
+def proposal_metrics(scored: Sequence[Scored]) -> dict[str, float]:
+    """Class-agnostic average recall over IoU 0.50 to 0.95 at 100 and 10 boxes, F1 at IoU 0.5.
+
+    Source: the COCO protocol with one category for all, by pycocotools.
+    """
+    scores = coco_scores(*_as_coco(scored, with_labels=False))
+    names = ("ar100", "ar10", "ar_small", "ar_medium", "ar_large")
+    return {name: scores[name] for name in names} | match_metrics(scored, with_labels=False)
+
+
+def match_metrics(scored: Sequence[Scored], *, with_labels: bool = True) -> dict[str, float]:
+    """Micro-averaged F1, precision and recall at IoU >= 0.5, one box to one truth.
+
+    Boxes choose in order of score, then of writing; each takes the free truth of its label that it
+    overlaps most. It is the fair measure of answers without scores.
+    """
+    matched = num_found = num_true = 0
+    for one in scored:
+        found = sorted(one.regions, key=lambda region: -_score(region))
+        true = one.example.regions
+        overlap = box_iou(boxes_of(found), boxes_of(true))
+        allowed = overlap >= 0.5
+        if with_labels:
+            names = np.array([clean_text(region.label) for region in true], object)
+            allowed &= np.array([clean_text(r.label) for r in found], object)[:, None] == names
+        matched += num_matches(overlap * allowed)
+        num_found, num_true = num_found + len(found), num_true + len(true)
+    f1, precision, recall = f1_score(matched, num_found, num_true)
+    return {"f1": f1, "precision": precision, "recall": recall}
+
+
+def coco_scores(
+    truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]],
+    *,
+    iou_type: Literal["bbox", "segm"] = "bbox",
+) -> dict[str, float]:
+    """The twelve numbers of `COCOeval`, without its output; NaN where no truth is of that size.
+
+    Args:
+        truth: a COCO instances dictionary: `images`, `categories`, `annotations`.
+        detections: COCO results: `image_id`, `category_id`, `score`, `bbox` or `segmentation`.
+        iou_type: "bbox" or "segm".
+    """
+    if not truth["annotations"]:
+        return dict.fromkeys(COCO_SCORES, math.nan)
+    # Copies: pycocotools writes into its input. Numbers from 1: it takes a match with 0 for none.
+    annotations = [dict(a, id=number) for number, a in enumerate(truth["annotations"], start=1)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        true = _index({**truth, "annotations": annotations})
+        if detections:
+            found = true.loadRes([dict(detection) for detection in detections])
+        else:
+            found = _index({**truth, "annotations": []})
+        evaluation = COCOeval(true, found, iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    values = np.where(evaluation.stats < 0, math.nan, evaluation.stats)
+    return dict(zip(COCO_SCORES, values.tolist(), strict=True))
+
+
+def _index(dataset: dict[str, Any]) -> Any:  # Its annotations are narrower than what it takes.
+    coco: Any = COCO()
+    coco.dataset = dataset
+    coco.createIndex()
+    return coco
+
+
+def _as_coco(
+    scored: Sequence[Scored], *, with_labels: bool
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Truth and results as COCO has them, images and categories numbered from 1."""
+
+    def name(region: AnyRegion) -> str:
+        return clean_text(region.label) if with_labels else ""
+
+    names = sorted({name(region) for one in scored for region in one.example.regions})
+    numbers = {name: number for number, name in enumerate(names, start=1)}
+    annotations, detections = [], []
+    for image, one in enumerate(scored, start=1):
+        for region in one.example.regions:
+            entry = _entry(region, image, numbers[name(region)])
+            area = entry["bbox"][2] * entry["bbox"][3]
+            annotations.append(entry | {"area": area, "iscrowd": 0})
+        for region in one.regions:
+            if name(region) in numbers:
+                entry = _entry(region, image, numbers[name(region)])
+                detections.append(entry | {"score": _score(region)})
+    truth = {
+        "images": [{"id": image} for image in range(1, len(scored) + 1)],
+        "categories": [{"id": number, "name": name} for name, number in numbers.items()],
+        "annotations": annotations,
+    }
+    return truth, detections
+
+
+def _entry(region: AnyRegion, image: int, category: int) -> dict[str, Any]:
+    x0, y0, x1, y1 = box_of(region)
+    return {"image_id": image, "category_id": category, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+
+
+def _score(region: AnyRegion) -> float:
+    return 1.0 if region.score is None else region.score

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detection metrics equal COCO's published numbers and toys counted by hand."""
+
+import json
+import math
+
+import pytest
+
+from florence2_jax.evaluation.detection import (
+    COCO_SCORES,
+    coco_scores,
+    detection_metrics,
+    match_metrics,
+    proposal_metrics,
+)
+from florence2_jax.tasks.answers import BoxRegion, MaskRegion
+
+CAT, DOG = ("cat", (0, 0, 40, 40)), ("dog", (50, 50, 90, 90))
+
+GOLDEN = {  # Documented with the files, all digits.
+    "bbox": """0.5045806987249628 0.6969727247299577 0.5729816669904824 0.5856257209410443
+    0.5193996948036719 0.5013978986347466 0.38681277964578054 0.5936795762842003 0.595352982877607
+    0.6398109626113442 0.5664205978994309 0.5642905982905982""",
+    "segm": """0.3195452758576433 0.5622883972521636 0.29892653412086784 0.3873740315997838
+    0.31018272403369485 0.3269339071005138 0.2682297225711534 0.41544868114906375 0.4168394992198818
+    0.4694498622754236 0.37675922666197265 0.3814715099715099""",
+}
+
+
+@pytest.mark.parametrize(("iou_type", "name"), [("bbox", "fakebbox100"), ("segm", "fakesegm100")])
+def test_hundred_coco_images(shared_data, capsys, iou_type, name):
+    folder = shared_data / "metrics_golden" / "coco_det_fake100"
+    truth = json.loads((folder / "instances_val2014_100.json").read_text())
+    found = json.loads((folder / f"instances_val2014_{name}_results.json").read_text())
+    before = json.dumps([truth, found])
+    scores = coco_scores(truth, found, iou_type=iou_type)
+    assert tuple(scores) == COCO_SCORES
+    expected = [float(value) for value in GOLDEN[iou_type].split()]
+    assert list(scores.values()) == pytest.approx(expected, abs=1e-12)
+    assert json.dumps([truth, found]) == before
+    assert capsys.readouterr() == ("", "")
+
+
+def test_answers_give_the_scores_of_coco_files(ask, shared_data):
+    """The way over typed answers loses nothing: the golden set without its crowds."""
+    folder = shared_data / "metrics_golden" / "coco_det_fake100"
+    truth = json.loads((folder / "instances_val2014_100.json").read_text())
+    found = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
+    truth["annotations"] = [a for a in truth["annotations"] if not a["iscrowd"]]
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    # In COCO's order of images, which decides between equal scores.
+    images = {number: ([], []) for number in sorted(image["id"] for image in truth["images"])}
+
+    def region(entry):
+        x, y, width, height = entry["bbox"]
+        label = names[entry["category_id"]]
+        return BoxRegion(label=label, box=(x, y, x + width, y + height), score=entry.get("score"))
+
+    for side, entries in enumerate((truth["annotations"], found)):
+        for entry in entries:
+            images[entry["image_id"]][side].append(region(entry))
+    scores = detection_metrics([ask("OD", *sides) for sides in images.values()])
+    expected = coco_scores(truth, found)
+    # Sizes differ: COCO's are those of masks. Boxes move by a rounding error.
+    shared = ("ap", "ap50", "ap75", "ar100")
+    assert {k: scores[k] for k in shared} == pytest.approx(
+        {k: expected[k] for k in shared}, abs=1e-6
+    )
+
+
+def test_ap_by_hand(ask):
+    """Two images, cats found in one; the false dog of higher score halves the precision of dogs."""
+    wrong = BoxRegion(label="dog", box=(0, 50, 40, 90), score=0.9)
+    right = BoxRegion(label="dog", box=DOG[1], score=0.8)
+    scored = [ask("OD", [CAT, DOG], [CAT, wrong, right]), ask("OD", [CAT], [])]
+    scores = detection_metrics(scored)
+    assert next(iter(scores)) == "ap50"
+    # Cat: precision 1 at recalls 0 ... 0.5, which are 51 of 101 points. Dog: precision 0.5 at all.
+    assert scores["ap50"] == scores["ap"] == pytest.approx((51 / 101 + 0.5) / 2)
+    assert scores["ar100"] == pytest.approx((0.5 + 1) / 2)
+    assert scores["precision"] == pytest.approx(2 / 3)
+    assert scores["recall"] == pytest.approx(2 / 3)
+    assert math.isnan(scores["ap_small"])  # No box is small.
+
+
+def test_perfect_and_empty_answers(ask):
+    perfect = detection_metrics([ask("OD", [CAT, DOG], [DOG, CAT])])
+    names = ("ap50", "ap", "ap75", "ap_medium", "ar100", "f1", "precision", "recall")
+    defined = {name: value for name, value in perfect.items() if not math.isnan(value)}
+    assert defined == pytest.approx(dict.fromkeys(names, 1.0))
+    empty = detection_metrics([ask("OD", [CAT, DOG], [])])
+    assert (empty["ap50"], empty["ap"], empty["ar100"], empty["f1"]) == (0, 0, 0, 0)
+
+
+def test_no_truth_is_nan_and_an_empty_image_adds_false_positives(ask):
+    for scored in ([], [ask("OD", [], [CAT])]):
+        assert all(map(math.isnan, detection_metrics(scored).values()))
+        assert all(map(math.isnan, proposal_metrics(scored).values()))
+    scores = detection_metrics([ask("OD", [], [CAT]), ask("OD", [CAT], [CAT])])
+    assert scores["ap50"] == pytest.approx(0.5)  # Equal scores: the first image comes first.
+    assert scores["f1"] == pytest.approx(2 / 3)
+
+
+def test_a_box_said_twice_counts_once(ask):
+    scores = detection_metrics([ask("OD", [CAT], [CAT, CAT])])
+    assert scores["ap50"] == pytest.approx(1)  # Behind the hit, where recall is complete.
+    assert scores["precision"] == 0.5
+
+
+def test_labels_match_letter_by_letter(ask):
+    kitten = ("Cat", CAT[1])
+    scores = detection_metrics([ask("OD", [CAT], [kitten])])
+    assert (scores["ap50"], scores["f1"]) == (0, 0)
+    # A label outside the categories costs no AP, but F1.
+    scores = detection_metrics([ask("OD", [CAT], [kitten, CAT])])
+    assert scores["ap50"] == pytest.approx(1)
+    assert scores["f1"] == pytest.approx(2 / 3)
+    # Truth is spelled as targets spell it: a label cannot look like a special token.
+    spelled = detection_metrics([ask("OD", [(" <loc_5> ", CAT[1])], [("‹loc_5>", CAT[1])])])
+    assert (spelled["ap50"], spelled["f1"]) == pytest.approx((1, 1))
+
+
+def test_each_prompt_is_its_own_image(ask):
+    """The boxes of another prompt about the same image are not false positives."""
+    prompts = [
+        ask("OPEN_VOCABULARY_DETECTION", [CAT], [CAT], text_input="cat"),
+        ask("OPEN_VOCABULARY_DETECTION", [CAT, DOG], [CAT, DOG], text_input="cat<and>dog"),
+    ]
+    assert detection_metrics(prompts)["ap50"] == pytest.approx(1)
+
+
+def test_a_mask_answer_counts_by_its_box(ask):
+    mask = MaskRegion(label="cat", polygons=((0, 0, 40, 0, 40, 20), (0, 20, 0, 40, 20, 40)))
+    assert detection_metrics([ask("OPEN_VOCABULARY_DETECTION", [CAT], [mask])])[
+        "ap"
+    ] == pytest.approx(1)
+
+
+def test_proposals_ignore_labels(ask):
+    scores = proposal_metrics([ask("REGION_PROPOSAL", [CAT, DOG], [CAT[1], (60, 0, 90, 30)])])
+    assert next(iter(scores)) == "ar100"
+    assert scores["ar100"] == scores["f1"] == 0.5
+
+
+def test_better_scored_boxes_choose_first(ask):
+    near = BoxRegion(label="cat", box=(0, 0, 40, 30), score=0.9)
+    exact = BoxRegion(label="cat", box=CAT[1], score=0.1)
+    other = ("cat", (0, 5, 40, 25))  # Meets `near` at IoU 2/3 and `exact` at 1/2.
+    scores = match_metrics([ask("OD", [CAT, other], [exact, near])])
+    assert scores["f1"] == 1
