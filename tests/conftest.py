@@ -18,3 +18,34 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real datasets are not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """A store of 40 training and 8 validation scenes of 48 px, which feeds every task."""
+    from florence2_jax.cli.main import main
+
+    folder = tmp_path_factory.mktemp("scenes") / "store"
+    command = ["records", "scenes", "48", str(folder), "--validation", "8", "--size-px", "64"]
+    assert main([*command, "--workers", "1"]) == 0
+    return folder
+
+
+@pytest.fixture
+def small_run(scenes) -> dict:
+    """A run file's values: a model of 60,000 parameters, a few steps on the scenes."""
+    davit = dict(dims=(8, 16), num_heads=(1, 2), depths=(1, 1), window_size=4)
+    davit |= dict(patch_kernels=(7, 3), patch_strides=(4, 4), pre_norm=(False, True))
+    text = dict(d_model=32, encoder_layers=1, decoder_layers=1, num_heads=2, mlp_dim=64)
+    return dict(
+        seed=3,
+        total_steps=6,
+        model=dict(variant="tiny", image_size=64, dtype="float32", davit=davit, text=text),
+        input=dict(
+            records=str(scenes), batch_size=8, num_prompts=3, prompt_length=24, target_length=40
+        ),
+        tokenizer=dict(train_size=400),
+        optimizer=dict(peak_lr=1e-3, warmup_steps=2),
+        checkpoint=dict(every_steps=2, keep=3),
+        log=dict(every_steps=1),
+    )

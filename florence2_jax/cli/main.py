@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`florence2-jax COMMAND`: picks the command, prints its errors, writes its report.
 
-A command is a module of this package with `parser() -> ArgumentParser` (and `parse`, if it reads its
-command line by itself); the parser of what was asked sets `run`, a function from the parsed
+A command is a module of this package with `parser() -> ArgumentParser` (and `parse`, if it reads
+its command line by itself); the parser of what was asked sets `run`, a function from the parsed
 arguments to a JSON-able report. Nothing heavy is imported before the command is known, so that
 `--help` answers at once.
 """

@@ -49,7 +49,7 @@ def load_config(config: str, overrides: list[str]) -> dict[str, Any]:
     """The values of a run file with overrides, as a plain dict.
 
     Raises:
-        UserError: if the file is missing or broken, or an override names no key or has a wrong type.
+        UserError: if the file is missing or broken, or an override names no key or a wrong type.
     """
     from absl import flags
     from ml_collections import config_flags

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import grain
 import numpy as np
+from absl import flags
 from numpy.typing import NDArray
 
 from florence2_jax.data.examples import examples_of, target_of
@@ -164,6 +165,8 @@ def iterate(
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=buffer)
     batches = dataset[start_step:].to_iter_dataset(options)
     if num_workers:
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain's workers read absl's flags; we have none there.
         workers = grain.MultiprocessingOptions(num_workers=num_workers)
         batches = batches.mp_prefetch(workers)
     return iter(batches)

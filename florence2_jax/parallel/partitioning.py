@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 MeshAxes: TypeAlias = str | tuple[str, ...] | None
@@ -50,7 +50,7 @@ def param_axes(path: str) -> tuple[str | None, ...]:
     return rows[0]
 
 
-def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+def param_spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh) -> P:
     """Where a parameter lives; leading (scanned-layer) axes are not sharded.
 
     A size that its mesh axes do not divide is an error rather than a silent replica, unless the

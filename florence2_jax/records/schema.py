@@ -10,6 +10,7 @@ region-text pairs, text-phrase-region triplets); questions are ours.
 
 import dataclasses
 import math
+import re
 from typing import Literal, TypeAlias, get_args
 
 from florence2_jax.typing import Box, Polygon, Quad
@@ -32,10 +33,13 @@ def _require(condition: bool, message: str) -> None:
         raise RecordError(message)
 
 
+_UNWRITABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+"""Control characters but tab and newline, and halves of surrogate pairs (not valid UTF-8)."""
+
+
 def _check_text(text: str, what: str) -> None:
-    bad = sorted({c for c in text if (ord(c) < 32 and c not in "\n\t") or ord(c) == 127})
-    _require(not bad, f"{what} {text!r} holds control characters {bad}")
-    _require(not any(0xD800 <= ord(c) < 0xE000 for c in text), f"{what} {text!r} is not valid UTF-8")
+    if bad := _UNWRITABLE.search(text):
+        raise RecordError(f"{what} {text!r} holds the control character {bad.group()!r}")
 
 
 def _check_box(box: Box, what: str) -> None:
@@ -115,7 +119,9 @@ class Region:
             _require(all(map(math.isfinite, self.quad)), f"quad {self.quad} is not finite")
         for polygon in self.polygons:
             size = len(polygon)
-            _require(size >= 6 and size % 2 == 0, f"polygon must have >= 3 points, got {size} numbers")
+            _require(
+                size >= 6 and size % 2 == 0, f"polygon must have >= 3 points, got {size} numbers"
+            )
             _require(all(map(math.isfinite, polygon)), f"polygon {polygon[:8]}... is not finite")
 
     def label(self, kind: LabelKind) -> str | None:

@@ -109,6 +109,9 @@ def run(
         if checkpoints.latest_step() is not None:
             state = checkpoints.restore(_abstract(state, shardings))
             reporter.say(f"resuming after step {int(state.step)}")
+        elif run_config.init.workdir:
+            state = _start_from(Path(run_config.init.workdir), state, shardings)
+            reporter.say(f"starting from {run_config.init.workdir}")
         last_step = min(run_config.total_steps, stop_after or run_config.total_steps)
         loop = _Loop(run_config, mesh, reporter, [*hooks, _save_hook(checkpoints)])
         state, scalars = loop.run(step, state, shardings, dataset, last_step, started_s)
@@ -209,6 +212,14 @@ def _abstract(state: TrainState, shardings: Any) -> TrainState:
         state,
         shardings,
     )
+
+
+def _start_from(workdir: Path, state: TrainState, shardings: Any) -> TrainState:
+    """A fresh state with the newest parameters of another run."""
+    if not (workdir / workdir_lib.CHECKPOINTS).is_dir():
+        raise UserError(f"init.workdir: {workdir} holds no checkpoints; give the workdir of a run")
+    with Checkpoints(workdir / workdir_lib.CHECKPOINTS) as other:
+        return state.replace(params=other.restore_params(_abstract(state, shardings).params))
 
 
 def _check_batch(config: RunConfig, mesh: Mesh) -> None:

@@ -48,10 +48,12 @@ def merge(graphdef: nnx.GraphDef, params: Any) -> Florence2:
 class InitConfig:
     """How fresh parameters differ from the released initialisation.
 
-    `locations="ordinal"` starts the rows of the 1,000 location tokens as sines and cosines of their
+    `workdir` starts from the newest parameters of another run (high-resolution tuning after
+    pre-training; the sizes must be the same). `locations="ordinal"` starts the rows of the 1,000 location tokens as sines and cosines of their
     bin, so that near bins look alike from the first step; "normal" is as released. Ours.
     """
 
+    workdir: str = ""
     locations: str = "normal"
 
     def __post_init__(self):

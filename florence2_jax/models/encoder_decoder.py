@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The multi-modality encoder-decoder: BART, with image tokens before the prompt."""
+
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from florence2_jax.models.attention import KeysValues, MultiHeadAttention
+from florence2_jax.models.config import PAD_ID, TextConfig
+from florence2_jax.models.layers import (
+    Key,
+    LayerNorm,
+    Mlp,
+    SharedEmbedding,
+    dropout,
+    make_stack,
+    normal_init,
+    run_stack,
+    split_key,
+    unstack,
+)
+from florence2_jax.parallel.partitioning import constrain
+
+POSITION_OFFSET = 2
+"""BART's position tables begin with two rows that are never used."""
+
+Cache: TypeAlias = dict[str, Any]
+"""`{"self": [(k, v), ...], "cross": [(k, v), ...]}`, a pair per decoder layer.
+
+Every leaf is `[M, H, T or S, C]`. Beam search reorders the rows of `"self"`; those of `"cross"` are
+equal among the beams of one prompt.
+"""
+
+Past: TypeAlias = tuple[Float[Array, "M H T C"], Float[Array, "M H T C"]]
+
+
+def _attention(config: TextConfig, *, dtype: str, rngs: nnx.Rngs) -> MultiHeadAttention:
+    return MultiHeadAttention(
+        config.d_model,
+        num_heads=config.num_heads,
+        dropout=config.attention_dropout,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def _mlp(config: TextConfig, *, dtype: str, rngs: nnx.Rngs) -> Mlp:
+    return Mlp(
+        config.d_model,
+        config.mlp_dim,
+        activation_dropout=config.activation_dropout,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+class Positions(nnx.Module):
+    """Adds learned positions to embedded tokens, normalises, drops out."""
+
+    def __init__(self, config: TextConfig, *, dtype: str, rngs: nnx.Rngs):
+        self.max_positions = config.max_positions
+        self.dropout = config.dropout
+        self.dtype = dtype
+        table = (config.max_positions + POSITION_OFFSET, config.d_model)
+        self.embedding = nnx.Param(normal_init(rngs.params(), table, jnp.float32))
+        self.norm = LayerNorm(config.d_model, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "M S D"], *, start: int | Int[Array, ""] = 0, key: Key = None
+    ) -> Float[Array, "M S D"]:
+        """`x[:, 0]` is at position `start`, which may be traced.
+
+        Raises:
+            ValueError: if the sequence is longer than the table.
+        """
+        if x.shape[1] > self.max_positions:
+            raise ValueError(
+                f"a sequence of {x.shape[1]} tokens (image tokens included) is longer than"
+                f" text.max_positions={self.max_positions}; shorten it or use a smaller image"
+            )
+        table = self.embedding[...]
+        rows = jax.lax.dynamic_slice_in_dim(table, start + POSITION_OFFSET, x.shape[1])
+        return dropout(self.norm(x + rows.astype(self.dtype)), self.dropout, key)
+
+
+class EncoderLayer(nnx.Module):
+    """Self-attention and MLP, each followed by its residual and a norm (post-LN)."""
+
+    def __init__(self, config: TextConfig, *, dtype: str, rngs: nnx.Rngs):
+        self.dropout = config.dropout
+        self.self_attn = _attention(config, dtype=dtype, rngs=rngs)
+        self.self_attn_norm = LayerNorm(config.d_model, dtype=dtype, rngs=rngs)
+        self.ffn = _mlp(config, dtype=dtype, rngs=rngs)
+        self.ffn_norm = LayerNorm(config.d_model, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "M S D"], mask: Bool[Array, "M 1 1 S"], *, key: Key
+    ) -> Float[Array, "M S D"]:
+        keys = split_key(key, 4)
+        x = constrain(x, "batch", None, None)
+        attended = self.self_attn(x, self.self_attn.keys_values(x), mask, key=keys[0])
+        x = self.self_attn_norm(x + dropout(attended, self.dropout, keys[1]))
+        return self.ffn_norm(x + dropout(self.ffn(x, key=keys[2]), self.dropout, keys[3]))
+
+
+class DecoderLayer(nnx.Module):
+    """Causal self-attention, attention to the encoder, MLP; post-LN."""
+
+    def __init__(self, config: TextConfig, *, dtype: str, rngs: nnx.Rngs):
+        self.dropout = config.dropout
+        self.self_attn = _attention(config, dtype=dtype, rngs=rngs)
+        self.self_attn_norm = LayerNorm(config.d_model, dtype=dtype, rngs=rngs)
+        self.cross_attn = _attention(config, dtype=dtype, rngs=rngs)
+        self.cross_attn_norm = LayerNorm(config.d_model, dtype=dtype, rngs=rngs)
+        self.ffn = _mlp(config, dtype=dtype, rngs=rngs)
+        self.ffn_norm = LayerNorm(config.d_model, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "M T D"],
+        states: Float[Array, "M S D"],
+        mask: Bool[Array, "M 1 1 S"],
+        *,
+        key: Key,
+    ) -> Float[Array, "M T D"]:
+        x = constrain(x, "batch", None, None)
+        causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))[None, None]
+        memory = self.cross_attn.keys_values(states)
+        return self.attend(x, self.self_attn.keys_values(x), causal, memory, mask, key=key)
+
+    def step(
+        self,
+        x: Float[Array, "M 1 D"],
+        position: Int[Array, ""],
+        past: Past,
+        memory: KeysValues,
+        mask: Bool[Array, "M 1 1 S"],
+    ) -> tuple[Float[Array, "M 1 D"], Past]:
+        """One token at `position`. Returns it and `past` with its keys and values written in."""
+        k, v = self.self_attn.keys_values(x)
+        write = jax.lax.dynamic_update_slice_in_dim
+        past = write(past[0], k, position, axis=2), write(past[1], v, position, axis=2)
+        visible = (jnp.arange(past[0].shape[2]) <= position)[None, None, None]
+        return self.attend(x, past, visible, memory, mask, key=None), past
+
+    def attend(self, x, past, visible, memory, mask, *, key: Key) -> Float[Array, "M T D"]:
+        """The equation of the layer, over keys and values made before."""
+        keys = split_key(key, 6)
+        attended = self.self_attn(x, past, visible, key=keys[0])
+        x = self.self_attn_norm(x + dropout(attended, self.dropout, keys[1]))
+        attended = self.cross_attn(x, memory, mask, key=keys[2])
+        x = self.cross_attn_norm(x + dropout(attended, self.dropout, keys[3]))
+        return self.ffn_norm(x + dropout(self.ffn(x, key=keys[4]), self.dropout, keys[5]))
+
+
+class Tower(nnx.Module):
+    """Positions and layers: the encoder, or the decoder."""
+
+    def __init__(
+        self, make_layer, num_layers: int, config: TextConfig, *, dtype, remat, scan, rngs
+    ):
+        self.remat = remat
+        self.positions = Positions(config, dtype=dtype, rngs=rngs)
+        self.layers = make_stack(
+            lambda: make_layer(config, dtype=dtype, rngs=rngs), num_layers, scan=scan
+        )
+
+    def __call__(
+        self, x: Float[Array, "M S D"], *context: Array, key: Key
+    ) -> Float[Array, "M S D"]:
+        embed_key, layers_key = split_key(key, 2)
+        x = self.positions(constrain(x, "batch", None, None), key=embed_key)
+        return run_stack(self.layers, x, *context, remat=self.remat, key=layers_key)
+
+
+class EncoderDecoder(nnx.Module):
+    """BART over [image tokens, prompt]. Source: Florence-2 §3, and the released BART configs."""
+
+    def __init__(self, config: TextConfig, *, dtype: str, remat: str, scan: bool, rngs: nnx.Rngs):
+        rows = config.vocab_size, config.padded_vocab_size
+        options = {"dtype": dtype, "remat": remat, "scan": scan, "rngs": rngs}
+        self.shared = SharedEmbedding(*rows, config.d_model, dtype=dtype, rngs=rngs)
+        self.encoder = Tower(EncoderLayer, config.encoder_layers, config, **options)
+        self.decoder = Tower(DecoderLayer, config.decoder_layers, config, **options)
+
+    def encode(
+        self, image_tokens: Float[Array, "M N D"], prompt_ids: Int[Array, "M L"], *, key: Key = None
+    ) -> tuple[Float[Array, "M S D"], Bool[Array, "M S"]]:
+        """Encoder states of image and prompt, and which of them may be attended (no padding)."""
+        x = jnp.concatenate([image_tokens, self.shared(prompt_ids)], axis=1)
+        mask = jnp.concatenate(
+            [jnp.ones(image_tokens.shape[:2], bool), prompt_ids != PAD_ID], axis=1
+        )
+        return self.encoder(x, mask[:, None, None], key=key), mask
+
+    def decode(
+        self,
+        decoder_ids: Int[Array, "M T"],
+        states: Float[Array, "M S D"],
+        mask: Bool[Array, "M S"],
+        *,
+        key: Key = None,
+    ) -> Float[Array, "M T V"]:
+        """Float32 logits of the token after each of `decoder_ids`, all positions at once."""
+        x = self.decoder(self.shared(decoder_ids), states, mask[:, None, None], key=key)
+        return self.shared.logits(x)
+
+    def init_cache(self, states: Float[Array, "M S D"], max_length: int) -> Cache:
+        """Keys and values of `states` for every decoder layer, and room for `max_length` tokens.
+
+        Raises:
+            ValueError: if `max_length` is more than the model has positions for.
+        """
+        if max_length > self.decoder.positions.max_positions:
+            raise ValueError(
+                f"max_length {max_length} is more than the {self.decoder.positions.max_positions}"
+                " positions of the decoder (text.max_positions)"
+            )
+        cross = [layer.cross_attn.keys_values(states) for layer in unstack(self.decoder.layers)]
+        empty = [
+            tuple(jnp.zeros((*x.shape[:2], max_length, x.shape[3]), x.dtype) for x in pair)
+            for pair in cross
+        ]
+        return {"self": empty, "cross": cross}
+
+    def decode_step(
+        self,
+        token_ids: Int[Array, "M"],
+        position: Int[Array, ""],
+        cache: Cache,
+        mask: Bool[Array, "M S"],
+    ) -> tuple[Float[Array, "M V"], Cache]:
+        """Logits after the token at `position` (from 0), and the cache with it."""
+        x = self.decoder.positions(self.shared(token_ids[:, None]), start=position)
+        pasts = []
+        for layer, past, memory in zip(
+            unstack(self.decoder.layers), cache["self"], cache["cross"], strict=True
+        ):
+            x, past = layer.step(x, position, past, memory, mask[:, None, None])
+            pasts.append(past)
+        return self.shared.logits(x[:, 0]), cache | {"self": pasts}

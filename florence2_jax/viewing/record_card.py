@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A record as a card of a page: its image with all places, and all that is said about it."""
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+
+from florence2_jax.records.schema import (
+    GRANULARITIES,
+    Grounding,
+    Provenance,
+    Record,
+    Region,
+)
+from florence2_jax.typing import Size
+from florence2_jax.viewing.draw import KIND_ORDER, box_ring, label_color, main_label
+from florence2_jax.viewing.page import (
+    box_area,
+    chip,
+    counted,
+    escape,
+    figure,
+    image_tag,
+    number,
+    plural,
+    shape,
+    style,
+    swatch,
+)
+
+
+def record_card(record: Record) -> str:
+    """The image with all places of a record, and all that is said about it beside it."""
+    size = record.size
+    grounded = list(_grounding_shapes(record))
+    order = sorted(range(len(record.regions)), key=lambda k: -box_area(record.regions[k].box))
+    shapes = [markup for markup, _ in grounded]
+    chips = [markup for _, markup in grounded]
+    for k in order:  # Small regions last: the mouse must reach them.
+        shapes += _region_shapes(record.regions[k], k)
+        chips.append(_region_chip(record.regions[k], k, size))
+    origin = f" · {escape(record.origin)}" if record.origin else ""
+    parts = (
+        _captions(record),
+        _groundings(record),
+        _questions(record),
+        _provenance(record),
+        _region_table(record),
+    )
+    picture = figure(image_tag(record.image, f"image {record.id}"), size, shapes, chips)
+    return (
+        f'<article class="card"><div class="head"><b>{escape(record.id)}</b>'
+        f'<span class="soft">{size[0]} × {size[1]} px{origin}</span></div>'
+        f'<div>{picture}</div><div class="notes">{"".join(parts)}</div></article>\n'
+    )
+
+
+def _region_shapes(region: Region, index: int) -> Iterator[str]:
+    color, link = label_color(main_label(region), index), f"r{index}"
+    kinds = _kinds(region)
+    crowd = " crowd" if region.is_crowd else ""
+    lines = [f"{label.kind}: {label.text}" for label in region.labels] or ["no label"]
+    lines += ["a crowd"] if region.is_crowd else []
+    tip = "\n".join([*lines, _maker(region.provenance)])
+    for ring in region.polygons:
+        ring = ring[: len(ring) // 2 * 2]
+        yield shape(ring, color, classes=f"poly{crowd}", link=link, tip=tip, kinds=("polygon",))
+    if region.quad is not None:
+        yield shape(region.quad, color, classes=f"quad{crowd}", link=link, tip=tip, kinds=kinds)
+    else:
+        yield shape(
+            box_ring(region.box),
+            color,
+            classes=f"box{crowd}",
+            link=link,
+            tip=tip,
+            kinds=kinds,
+            is_box=True,
+        )
+
+
+def _region_chip(region: Region, index: int, size: Size) -> str:
+    order = KIND_ORDER if region.quad is None else ("text", *KIND_ORDER)
+    labels = [(kind, text) for kind in dict.fromkeys(order) if (text := region.label(kind))]
+    color = label_color(main_label(region), index)
+    return chip(labels, color, hull=region.box, size=size, link=f"r{index}")
+
+
+def _kinds(region: Region) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(label.kind for label in region.labels)) or ("unlabelled",)
+
+
+def _grounding_shapes(record: Record) -> Iterator[tuple[str, str]]:
+    """Boxes of phrases, with chips that show only while their phrase is lit."""
+    for g, grounding in enumerate(record.groundings):
+        for s, span in enumerate(grounding.spans):
+            phrase, link = grounding.phrase(span), f"g{g}s{s}"
+            color = label_color(phrase, s)
+            tip = f"grounded phrase: {phrase}\n{_maker(grounding.provenance)}"
+            for box in span.boxes:
+                ring, kinds = box_ring(box), ("grounding",)
+                yield (
+                    shape(
+                        ring,
+                        color,
+                        classes="grounding",
+                        link=link,
+                        tip=tip,
+                        kinds=kinds,
+                        is_box=True,
+                    ),
+                    chip(
+                        [("grounding", phrase)],
+                        color,
+                        hull=box,
+                        size=record.size,
+                        link=link,
+                        classes="shy",
+                    ),
+                )
+
+
+def _captions(record: Record) -> str:
+    parts = []
+    for granularity in GRANULARITIES:
+        texts = [text for text in record.texts if text.granularity == granularity]
+        if texts:
+            items = (f"<li>{escape(t.text)}{_by(t.provenance)}</li>" for t in texts)
+            name = f"{granularity.replace('_', ' ')} caption{'s' if len(texts) > 1 else ''}"
+            parts.append(f'<h3>{name}</h3><ul class="list">{"".join(items)}</ul>')
+    return "".join(parts)
+
+
+def _groundings(record: Record) -> str:
+    items = (
+        f'<p class="words">{_marked(grounding, g)}{_by(grounding.provenance)}</p>'
+        for g, grounding in enumerate(record.groundings)
+    )
+    return f"<h3>Grounded captions</h3>{''.join(items)}" if record.groundings else ""
+
+
+def _marked(grounding: Grounding, index: int) -> str:
+    """The text with its phrases marked; where phrases overlap, the one that began last wins."""
+    text, spans = grounding.text, grounding.spans
+    cuts = {0, len(text), *(s.start for s in spans), *(s.end for s in spans)}
+    ends = sorted(cuts)
+    parts = []
+    for start, end in itertools.pairwise(ends):
+        words = escape(text[start:end])
+        over = [k for k, span in enumerate(spans) if span.start <= start and end <= span.end]
+        if over:
+            color = label_color(grounding.phrase(spans[over[-1]]), over[-1])
+            words = f'<mark data-link="g{index}s{over[-1]}" {style(color)}>{words}</mark>'
+        parts.append(words)
+    return "".join(parts)
+
+
+def _questions(record: Record) -> str:
+    items = (
+        f"<dt>{escape(q.question)}</dt><dd>{counted(q.answers)}{_by(q.provenance)}</dd>"
+        for q in record.questions
+    )
+    return f'<h3>Questions</h3><dl class="qa">{"".join(items)}</dl>' if record.questions else ""
+
+
+def _provenance(record: Record) -> str:
+    """Who made how much of the record."""
+    notes = (*record.texts, *record.regions, *record.groundings, *record.questions)
+    makers = Counter(_maker(dataclasses.replace(note.provenance, score=None)) for note in notes)
+    items = (
+        f"<li>{escape(name)}: {plural(num, 'annotation')}</li>" for name, num in makers.items()
+    )
+    return f'<h3>Made by</h3><ul class="list soft">{"".join(items)}</ul>' if makers else ""
+
+
+def _region_table(record: Record) -> str:
+    rows = []
+    for k, region in enumerate(record.regions):
+        color = label_color(main_label(region), k)
+        labels = (
+            f'{escape(label.text)} <span class="soft">{label.kind}</span>'
+            for label in region.labels
+        )
+        box = ", ".join(number(round(v, 1)) for v in region.box)
+        crowd = " · crowd" if region.is_crowd else ""
+        rows.append(
+            f'<tr data-link="r{k}"><td>{swatch(color)}{"<br>".join(labels) or "no label"}</td>'
+            f'<td class="soft">{box}</td>'
+            f'<td class="soft">{escape(_maker(region.provenance))}{crowd}</td></tr>'
+        )
+    summary = f"<summary>{plural(len(rows), 'region')} as a table</summary>"
+    return f"<details>{summary}<table>{''.join(rows)}</table></details>" if rows else ""
+
+
+def _maker(provenance: Provenance) -> str:
+    """`specialist detector-1.2, round 1, score 0.93`."""
+    parts = [f"{provenance.kind} {provenance.name}".strip(), f"round {provenance.round}"]
+    parts += [] if provenance.score is None else [f"score {provenance.score:.2f}"]
+    return ", ".join(parts)
+
+
+def _by(provenance: Provenance) -> str:
+    return f'<span class="by">{escape(_maker(provenance))}</span>'

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The order of examples is a function of (seed, epoch, index), whoever reads them."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from florence2_jax.data.mixture import parse_weights
+from florence2_jax.data.pipeline import (
+    BatchSpec,
+    check_feeds,
+    iterate,
+    make_dataset,
+    task_names,
+)
+from florence2_jax.data.texts import record_texts, store_texts
+from florence2_jax.records.schema import Record
+from florence2_jax.records.store import RecordStore
+from florence2_jax.records.writing import Plan, write_store
+from florence2_jax.tasks.answers import parse_answer
+from florence2_jax.tasks.registry import TASKS
+from florence2_jax.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
+from florence2_jax.typing import UserError
+
+SPEC = BatchSpec(
+    batch_size=8,
+    num_prompts=3,
+    prompt_length=24,
+    target_length=40,
+    image_size=(64, 64),
+    weights=parse_weights({"all": 1.0}),
+)
+
+
+@pytest.fixture(scope="module")
+def store(scenes) -> RecordStore:
+    return RecordStore(scenes, "train")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(store) -> Tokenizer:
+    return Tokenizer.train(store_texts(store), vocab_size=400)
+
+
+def same(a: dict, b: dict) -> bool:
+    return all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_a_batch_is_what_it_says(store, tokenizer):
+    batch = make_dataset(store, tokenizer, SPEC, seed=0)[0]
+    assert batch["image"].dtype == np.uint8 and batch["image"].shape == (8, 64, 64, 3)
+    for ids in (*batch["prompt_ids"].reshape(-1, 24), *batch["target_ids"].reshape(-1, 40)):
+        real = ids[ids != PAD_ID]
+        assert real[0] == BOS_ID and real[-1] == EOS_ID and (ids[len(real) :] == PAD_ID).all()
+    assert (batch["task_ids"] >= 0).all() and not batch["is_substitute"].any()
+
+
+def test_targets_are_those_of_the_record(store, tokenizer):
+    batch = make_dataset(store, tokenizer, dataclasses.replace(SPEC, target_length=200), seed=0)[0]
+    for row in range(8):
+        record = store[int(batch["index"][row])]
+        words = " ".join(record_texts(record)).lower()
+        for k, name in enumerate(task_names(batch["task_ids"][row])):
+            task = TASKS[f"<{name.upper()}>"]
+            text = tokenizer.decode(batch["target_ids"][row, k].tolist())
+            answer = parse_answer(task, text, record.size)
+            assert answer.unparsed == ()
+            labels = [r.label for r in getattr(answer, "regions", ())]
+            for label in [*labels, getattr(answer, "text", "")]:
+                assert label.lower() in words
+
+
+def test_every_record_comes_once_per_epoch_in_another_order(store, tokenizer):
+    dataset = make_dataset(store, tokenizer, SPEC, seed=0)
+    per_epoch = len(store) // SPEC.batch_size
+    epochs = [
+        np.concatenate([dataset[i]["index"] for i in range(e * per_epoch, (e + 1) * per_epoch)])
+        for e in range(2)
+    ]
+    for indices in epochs:
+        assert sorted(indices) == list(range(len(store)))
+    assert list(epochs[0]) != list(epochs[1])
+    assert not same(dataset[0], make_dataset(store, tokenizer, SPEC, seed=1)[0])
+
+
+@pytest.mark.parametrize("hosts", [2, 4, 8])
+def test_any_number_of_hosts_reads_the_same_global_batches(store, tokenizer, hosts):
+    alone = make_dataset(store, tokenizer, SPEC, seed=0)
+    parts = [
+        make_dataset(store, tokenizer, SPEC, seed=0, process_index=h, process_count=hosts)
+        for h in range(hosts)
+    ]
+    for step in (0, 3, 11):
+        whole = alone[step]
+        for host, part in enumerate(parts):
+            own = {name: value[host::hosts] for name, value in whole.items()}
+            assert same(own, part[step])
+
+
+def test_a_restart_goes_on_where_it_was(store, tokenizer):
+    dataset = make_dataset(store, tokenizer, SPEC, seed=0)
+    options = dict(num_workers=0, num_threads=2, buffer=2)
+    straight = iterate(dataset, start_step=0, **options)
+    for _ in range(5):
+        next(straight)
+    resumed = iterate(dataset, start_step=5, **options)
+    for _ in range(4):
+        assert same(next(straight), next(resumed))
+
+
+def test_worker_processes_change_nothing(store, tokenizer):
+    dataset = make_dataset(store, tokenizer, SPEC, seed=0)
+    alone = iterate(dataset, start_step=2, num_workers=0, num_threads=1, buffer=1)
+    spread = iterate(dataset, start_step=2, num_workers=2, num_threads=1, buffer=1)
+    for _ in range(4):
+        assert same(next(alone), next(spread))
+
+
+def broken(record: Record, ledger) -> Record:
+    return record
+
+
+@pytest.fixture
+def store_with_damage(store, tmp_path) -> RecordStore:
+    records = [store[i] for i in range(16)]
+    records[3] = dataclasses.replace(records[3], image=b"no image at all")
+    records[4] = dataclasses.replace(records[4], image=records[4].image[:500])
+    records[9] = dataclasses.replace(records[9], texts=(), regions=(), groundings=(), questions=())
+    plan = Plan(units={"train": records}, make=broken, job={"test": 1})
+    write_store(tmp_path / "damaged", plan)
+    return RecordStore(tmp_path / "damaged", "train")
+
+
+def test_damaged_records_are_replaced_counted_and_listed(store_with_damage, tokenizer, tmp_path):
+    note = tmp_path / "set_aside.jsonl"
+    dataset = make_dataset(store_with_damage, tokenizer, SPEC, seed=0, set_aside=note)
+    batches = [dataset[0], dataset[1]]
+    indices = np.concatenate([b["index"] for b in batches])
+    flags = np.concatenate([b["is_substitute"] for b in batches])
+    assert flags.sum() == 3 and not {3, 4, 9} & set(indices.tolist())
+    assert sorted(indices[flags].tolist()) == [5, 5, 10]  # The next record that can be used.
+    lines = [json.loads(line) for line in note.read_text().splitlines()]
+    assert {line["index"]: line["reason"].split(":")[0] for line in lines} == {
+        3: "does not decode",
+        4: "does not decode",
+        9: f"record {store_with_damage[9].id} feeds none of the tasks of this run",
+    }
+    again = make_dataset(store_with_damage, tokenizer, SPEC, seed=0)
+    assert same(again[0], batches[0])
+
+
+def test_a_store_of_nothing_but_damage_stops(store, tokenizer, tmp_path):
+    records = [dataclasses.replace(store[i], image=b"x") for i in range(4)]
+    write_store(tmp_path / "x", Plan(units={"train": records}, make=broken, job={"test": 2}))
+    dataset = make_dataset(RecordStore(tmp_path / "x", "train"), tokenizer, SPEC, seed=0)
+    with pytest.raises(UserError, match=r"4 records from \d on are unusable, the last one"):
+        dataset[0]
+
+
+def test_a_task_that_no_record_feeds_is_refused(store, tmp_path):
+    records = [dataclasses.replace(store[i], questions=()) for i in range(4)]
+    write_store(tmp_path / "x", Plan(units={"train": records}, make=broken, job={"test": 3}))
+    with pytest.raises(UserError, match=r"feeds vqa \(learns from question\): set its weight"):
+        check_feeds(RecordStore(tmp_path / "x", "train"), SPEC.weights)
+    check_feeds(store, SPEC.weights)
+
+
+def test_a_batch_that_hosts_cannot_share_is_refused(store, tokenizer):
+    with pytest.raises(UserError, match="8 does not divide by 3 hosts"):
+        make_dataset(store, tokenizer, SPEC, seed=0, process_count=3)

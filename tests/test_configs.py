@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every run file builds its model (by shapes alone) and its first batch."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from florence2_jax.cli.train import load_config
+from florence2_jax.data.pipeline import make_dataset
+from florence2_jax.data.texts import store_texts
+from florence2_jax.models.florence2 import num_parameters
+from florence2_jax.parallel.mesh import make_mesh
+from florence2_jax.records.store import RecordStore
+from florence2_jax.text.tokenizer import Tokenizer
+from florence2_jax.training.config import RunConfig
+from florence2_jax.training.optimizer import learning_rate, make_optimizer
+from florence2_jax.training.state import init_params
+from florence2_jax.typing import UserError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+RUNS = ["scenes.py", "pretrain.py:base", "pretrain.py:large"]
+RUNS += ["pretrain_highres.py:base", "pretrain_highres.py:large"]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_it_builds_its_model_and_optimizer(run):
+    config = RunConfig.create(load_config(f"{CONFIGS}/{run}", []))
+    params = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
+    jax.eval_shape(make_optimizer(config.optimizer, config.total_steps).init, params)
+    assert float(learning_rate(config.optimizer, config.total_steps)(0)) == 0
+    make_mesh(config.mesh)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_its_first_batch_has_its_shape(run, scenes):
+    config = RunConfig.create(
+        load_config(
+            f"{CONFIGS}/{run}", [f"--config.input.records={scenes}", "--config.input.batch_size=2"]
+        )
+    )
+    store = RecordStore(scenes, "train")
+    tokenizer = Tokenizer.train(store_texts(store), vocab_size=400)
+    batch = make_dataset(store, tokenizer, config.batch_spec(), seed=0)[0]
+    width, height = config.model.image_size
+    inputs = config.input
+    assert batch["image"].shape == (2, height, width, 3)
+    assert batch["prompt_ids"].shape == (2, inputs.num_prompts, inputs.prompt_length)
+    assert batch["target_ids"].shape == (2, inputs.num_prompts, inputs.target_length)
+
+
+def test_pretraining_has_the_paper_s_figures():  # Facts 1.1 and 4.
+    runs = {run: RunConfig.create(load_config(f"{CONFIGS}/{run}", [])) for run in RUNS[1:]}
+    base, large = runs["pretrain.py:base"], runs["pretrain.py:large"]
+    assert num_parameters(base.model) == 231_414_016
+    assert num_parameters(large.model) == 770_173_952
+    assert (base.total_steps, large.total_steps) == (3_000_000_000 // 2048, 3_000_000_000 // 3072)
+    assert (base.optimizer.peak_lr, large.optimizer.peak_lr) == (1e-4, 1e-5)
+    assert {run.optimizer.warmup_steps for run in runs.values()} == {5000}
+    assert base.model.image_size == (384, 384) and base.model.num_image_tokens == 145
+    highres = runs["pretrain_highres.py:base"]
+    assert highres.model.image_size == (768, 768) and highres.model.num_image_tokens == 577
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.input.batch_sise=4", "batch_sise"),
+        ("--config.seed=a", "seed"),
+        ("--config.mesh.fsdp=x", "fsdp"),
+        ("stray", "unknown arguments: stray"),
+    ],
+)
+def test_a_wrong_override_is_named(override, message):
+    with pytest.raises(UserError, match=message):
+        load_config(f"{CONFIGS}/scenes.py", [override])
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("inputt",), {}, "inputt: no such key; did you mean input"),
+        (("input", "ordr"), "area", r"input\.ordr: no such key; did you mean order"),
+        (("input", "order"), "spiral", r"input\.order: 'spiral' is not one of random"),
+        (("input", "batch_size"), "16", r"input\.batch_size: '16' is not of type int"),
+        (("input", "tasks"), {"odd": 1.0}, r"input\.tasks\.odd: no such task; did you mean od"),
+        (("input", "tasks"), {"all": 0.0}, r"input\.tasks: no task has a weight above 0"),
+        (("input", "target_length"), 5000, r"model\.text\.max_positions"),
+        (("model", "davit"), {"dimz": 3}, r"model\.davit\.dimz: no such key; did you mean dims"),
+        (("optimizer", "lr"), 1.0, r"optimizer\.lr: no such key; did you mean peak_lr"),
+        (("accumulate",), 3, r"accumulate: 3 does not divide input\.batch_size 8"),
+        (("total_samples",), 5, "total_steps, total_samples"),
+        (("tokenizer", "path"), "x", "tokenizer: give either"),
+        (("mesh",), {"model": 2}, r"mesh\.model: no such axis"),
+        (("loss",), {"location_smoothing_bins": -1.0}, r"loss\.location_smoothing_bins"),
+        (("init",), {"locations": "x"}, r"init\.locations"),
+        (("checkpoint", "keep"), 0, r"checkpoint\.keep: 0 must be at least 1"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_place(small_run, place, value, message):
+    target = small_run
+    for name in place[:-1]:
+        target = target.setdefault(name, {})
+    target[place[-1]] = value
+    with pytest.raises(UserError, match=message):
+        RunConfig.create(small_run)
