@@ -27,7 +27,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.optimizer.update(weight_decay=0.05, b1=0.9, b2=0.999, clip_norm=1.0)  # Ours.
     c.optimizer.update(final_lr_ratio=0.0)  # "cosine learning rate decay"; its end is ours.
     c.loss = dict(location_smoothing_bins=0.0)
-    c.init = dict(workdir="", locations="normal")
+    c.init = dict(workdir="", locations="normal", scale="released")
     c.mesh = dict(replica=1, fsdp=-1, tensor=1)  # Ours; -1 is whatever is left.
     c.checkpoint = dict(every_steps=1000, keep=3)  # Ours.
     c.log = dict(every_steps=50)  # Ours.

@@ -57,10 +57,11 @@ def load_config(config: str, overrides: list[str]) -> dict[str, Any]:
     path = config.partition(":")[0]
     if not Path(path).is_file():
         raise UserError(f"--config {path}: no such file; the run files are in configs/")
+    command = ["train", f"--config={config}", *overrides]
     values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
     try:
-        rest = values(["train", f"--config={config}", *overrides])
+        rest = values(command)
         loaded = holder.value
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError) as error:
         raise UserError(f"--config {config}: {error}") from error

@@ -164,7 +164,7 @@ def _one_region(record: Record, task: Task, make: Make) -> Iterator[Example]:
 def _reading(record: Record, task: Task, make: Make) -> Iterator[Example]:
     """All writing of the image, line by line from the top."""
     words = [(region.box[1], region.box[0], region.label("text")) for region in _targets(record)]
-    lines = [text for _, _, text in sorted(w for w in words if w[2])]
+    lines = [text for _, _, text in sorted((y, x, text) for y, x, text in words if text)]
     if lines:
         text = "\n".join(lines)
         yield make(text=text, references=(text,))

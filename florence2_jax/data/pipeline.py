@@ -8,14 +8,13 @@ run resumes by asking for batches from `start_step` on. Grain keeps no other sta
 import dataclasses
 import fcntl
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grain
 import numpy as np
 from absl import flags
-from numpy.typing import NDArray
 
 from florence2_jax.data.examples import examples_of, target_of
 from florence2_jax.data.mixture import draw_examples
@@ -27,8 +26,8 @@ from florence2_jax.tasks.targets import Budget, Order
 from florence2_jax.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
 from florence2_jax.typing import Size, UserError
 
-Batch: TypeAlias = dict[str, NDArray]
-"""`image` uint8[B,Y,X,3], `prompt_ids` int32[B,K,L], `target_ids` int32[B,K,T] (`<s> ... </s>`,
+Batch: TypeAlias = dict[str, Any]
+"""Arrays by name: `image` uint8[B,Y,X,3], `prompt_ids` int32[B,K,L], `target_ids` int32[B,K,T] (`<s> ... </s>`,
 then padding; a prompt that is missing has none), `task_ids` int32[B,K] (row of `TASKS`, -1 where
 missing), `index` int64[B] (record of the store), `is_substitute` bool[B], `num_dropped` int32[B]
 (regions that did not fit their targets)."""
@@ -63,7 +62,7 @@ class LoadExamples(grain.transforms.RandomMap):
     spec: BatchSpec
     set_aside: Path | None = None
 
-    def random_map(self, element: int, rng: np.random.Generator) -> Batch:
+    def random_map(self, element: Any, rng: np.random.Generator) -> Batch:
         """One row of a batch. Raises UserError if a thousand records in a row are unusable."""
         tries = min(len(self.store), _MAX_SUBSTITUTES)
         reason = ""
@@ -194,9 +193,3 @@ def check_feeds(store: RecordStore, weights: Mapping[str, float], *, sample: int
         f"no record of {store.directory} feeds {needs}: set its weight in input.tasks to 0, or "
         "import such annotations"
     )
-
-
-def task_names(task_ids: Sequence[int]) -> list[str]:
-    """Names of rows of `TASKS`."""
-    names = [task.name for task in TASKS.values()]
-    return [names[i] for i in task_ids]

@@ -159,7 +159,8 @@ class _Reader:
     def quads(self, label: str, marks: str) -> Iterator[QuadRegion]:
         """Eight bins a quad; a second one in a row has no text of its own."""
         for index, points in enumerate(self._groups(label, marks, num_bins=8)):
-            quad = tuple(v for point in points for v in point)
+            (x0, y0), (x1, y1), (x2, y2), (x3, y3) = points
+            quad = (x0, y0, x1, y1, x2, y2, x3, y3)
             yield QuadRegion(label=label if index == 0 else "", quad=quad)
 
     def masks(self, label: str, marks: str) -> Iterator[MaskRegion]:

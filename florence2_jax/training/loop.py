@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop: a batch, a step, and hooks. Every recipe runs through here."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -25,7 +27,7 @@ from florence2_jax.training.config import RunConfig
 from florence2_jax.training.metrics import Reporter, Window
 from florence2_jax.training.optimizer import learning_rate, make_optimizer
 from florence2_jax.training.state import TrainState, init_params, init_state, model_graph
-from florence2_jax.training.step import DEVICE_KEYS, compile_step, train_step
+from florence2_jax.training.step import DEVICE_KEYS, Step, compile_step, train_step
 from florence2_jax.typing import UserError
 
 Hook: TypeAlias = Callable[[int, TrainState, Reporter], None]
@@ -55,69 +57,86 @@ def run(
         UserError: before the first step, for whatever of config, records, tokenizer, devices or
             workdir does not fit.
     """
-    console = console or Console()
     started_s = time.perf_counter()
-    run_config = RunConfig.create(config)
-    store = RecordStore(run_config.input.records, run_config.input.split)
-    spec = run_config.batch_spec()
-    check_feeds(store, spec.weights)
-    mesh = make_mesh(run_config.mesh)
-    _check_batch(run_config, mesh)
-    workdir_lib.claim(workdir, config)
-    tokenizer = _tokenizer(run_config, store, workdir)
-    model_config = _fit_vocabulary(run_config.model, tokenizer, config)
-    workdir_lib.save_model(workdir, model_config, tokenizer)
-    workdir_lib.note_environment(workdir, mesh=mesh.shape)
-
-    optimizer = make_optimizer(run_config.optimizer, run_config.total_steps)
-    make_params = functools.partial(
-        init_params,
-        model_config,
-        jax.random.key(run_config.seed),
-        run_config.init,
-        first_location_id=tokenizer.first_location_id,
-    )
-    state, shardings = init_state(make_params, optimizer, mesh)
+    job = _prepare(config, workdir)
+    state, shardings = init_state(job.make_params, job.optimizer, job.mesh)
     dataset = make_dataset(
-        store,
-        tokenizer,
-        spec,
-        seed=run_config.seed,
+        job.store,
+        job.tokenizer,
+        job.config.batch_spec(),
+        seed=job.config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         set_aside=workdir / "set_aside.jsonl",
     )
-    step = functools.partial(
-        train_step,
-        graphdef=model_graph(model_config),
-        optimizer=optimizer,
-        seed=run_config.seed,
-        accumulate=run_config.accumulate,
-        loss=run_config.loss,
-        first_location_id=tokenizer.first_location_id,
-    )
-    reporter = Reporter(
-        workdir,
-        total_steps=run_config.total_steps,
-        console=console,
-        is_active=jax.process_index() == 0,
-    )
-    interval = run_config.checkpoint.every_steps
-    with Checkpoints(
-        workdir / workdir_lib.CHECKPOINTS, every_steps=interval, keep=run_config.checkpoint.keep
-    ) as checkpoints:
+    total_steps, saving = job.config.total_steps, job.config.checkpoint
+    with (
+        Reporter(
+            workdir,
+            total_steps=total_steps,
+            console=console or Console(),
+            is_active=jax.process_index() == 0,
+        ) as reporter,
+        Checkpoints(
+            workdir / workdir_lib.CHECKPOINTS, every_steps=saving.every_steps, keep=saving.keep
+        ) as checkpoints,
+    ):
         if checkpoints.latest_step() is not None:
             state = checkpoints.restore(_abstract(state, shardings))
             reporter.say(f"resuming after step {int(state.step)}")
-        elif run_config.init.workdir:
-            state = _start_from(Path(run_config.init.workdir), state, shardings)
-            reporter.say(f"starting from {run_config.init.workdir}")
-        last_step = min(run_config.total_steps, stop_after or run_config.total_steps)
-        loop = _Loop(run_config, mesh, reporter, [*hooks, _save_hook(checkpoints)])
-        state, scalars = loop.run(step, state, shardings, dataset, last_step, started_s)
+        elif job.config.init.workdir:
+            state = _start_from(Path(job.config.init.workdir), state, shardings)
+            reporter.say(f"starting from {job.config.init.workdir}")
+        last_step = min(total_steps, stop_after or total_steps)
+        loop = _Loop(job.config, job.mesh, reporter, [*hooks, _save_hook(checkpoints)])
+        state, scalars = loop.run(job.step, state, shardings, dataset, last_step, started_s)
         checkpoints.save(int(state.step), state, force=True)
-    reporter.close()
     return {"workdir": str(workdir), "step": int(state.step), "metrics": scalars}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """A run that may start: everything was looked at and fits together."""
+
+    config: RunConfig
+    store: RecordStore
+    tokenizer: Tokenizer
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    make_params: Callable[[], Any]
+    step: Step
+
+
+def _prepare(config: Mapping[str, Any], workdir: Path) -> _Job:
+    """Checks a run and claims its workdir. Raises UserError, see `run`."""
+    run = RunConfig.create(config)
+    store = RecordStore(run.input.records, run.input.split)
+    check_feeds(store, run.batch_spec().weights)
+    mesh = make_mesh(run.mesh)
+    _check_batch(run, mesh)
+    tokenizer = _tokenizer(run, store, workdir)
+    model = _fit_vocabulary(run.model, tokenizer, config)
+    workdir_lib.claim(workdir, config)
+    workdir_lib.save_model(workdir, model, tokenizer)
+    workdir_lib.note_environment(workdir, mesh=mesh.shape)
+    optimizer = make_optimizer(run.optimizer, run.total_steps)
+    make_params = functools.partial(
+        init_params,
+        model,
+        jax.random.key(run.seed),
+        run.init,
+        first_location_id=tokenizer.first_location_id,
+    )
+    step = functools.partial(
+        train_step,
+        graphdef=model_graph(model),
+        optimizer=optimizer,
+        seed=run.seed,
+        accumulate=run.accumulate,
+        loss=run.loss,
+        first_location_id=tokenizer.first_location_id,
+    )
+    return _Job(run, store, tokenizer, mesh, optimizer, make_params, step)
 
 
 class _Loop:
@@ -129,7 +148,13 @@ class _Loop:
         self.scalars: dict[str, float] = {}
 
     def run(
-        self, step, state: TrainState, shardings: Any, dataset, last_step: int, started_s: float
+        self,
+        step: Step,
+        state: TrainState,
+        shardings: Any,
+        dataset,
+        last_step: int,
+        started_s: float,
     ) -> tuple[TrainState, dict[str, float]]:
         """Steps from the state's own to `last_step`."""
         inputs = self.config.input
@@ -197,7 +222,7 @@ class _Loop:
 
     def _report(self, number: int, window: Window, metrics: Any) -> None:
         self.scalars = window.summary()
-        self.scalars["learning_rate"] = float(self.schedule(number - 1))
+        self.scalars["learning_rate"] = float(np.asarray(self.schedule(number - 1)))
         self.scalars["grad_norm"] = float(metrics["grad_norm"])
         self.reporter.progress(number, self.scalars)
 

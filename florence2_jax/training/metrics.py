@@ -54,7 +54,10 @@ class Window:
 
 
 class Reporter:
-    """Writes scalars to every place a person or a program looks at; process 0 only."""
+    """Writes scalars to every place a person or a program looks at; process 0 only.
+
+    Use as a context manager: leaving it closes the files.
+    """
 
     def __init__(self, workdir: Path, *, total_steps: int, console: Console, is_active: bool):
         self.console = console
@@ -64,8 +67,10 @@ class Reporter:
             self._file = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
             self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
 
-    def close(self) -> None:
-        """Flushes what was written."""
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._is_active:
             self._file.close()
             self._board.close()

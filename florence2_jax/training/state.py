@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.models.florence2 import Florence2
@@ -27,7 +27,7 @@ class TrainState(flax.struct.PyTreeNode):
     `params` is a nested dict of arrays, so that a checkpoint opens without the model's classes.
     """
 
-    step: Int[Array, ""]
+    step: Any  # An int32 scalar.
     params: Any
     opt_state: optax.OptState
 
@@ -48,15 +48,20 @@ def merge(graphdef: nnx.GraphDef, params: Any) -> Florence2:
 class InitConfig:
     """How fresh parameters differ from the released initialisation.
 
-    `workdir` starts from the newest parameters of another run (high-resolution tuning after
-    pre-training; the sizes must be the same). `locations="ordinal"` starts the rows of the 1,000 location tokens as sines and cosines of their
-    bin, so that near bins look alike from the first step; "normal" is as released. Ours.
+    `workdir` starts from the newest parameters of another run of the same sizes (high-resolution
+    tuning after pre-training). `locations="ordinal"` starts the rows of the 1,000 location tokens
+    as sines and cosines of their bin, so that near bins look alike from the first step; "normal"
+    is as released. `scale="fan_in"` gives every matrix the deviation `inputs**-0.5` in place of the
+    released 0.02, which is that of widths around 2,500 and nearly silences narrow layers. Ours.
     """
 
     workdir: str = ""
     locations: str = "normal"
+    scale: str = "released"
 
     def __post_init__(self):
+        if self.scale not in ("released", "fan_in"):
+            raise UserError(f"init.scale: {self.scale!r} is neither released nor fan_in")
         if self.locations not in ("normal", "ordinal"):
             raise UserError(f"init.locations: {self.locations!r} is neither normal nor ordinal")
 
@@ -71,20 +76,37 @@ def init_params(
     """Fresh parameters as a nested dict of float32 arrays."""
     model = Florence2(config, rngs=nnx.Rngs(key))
     params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    if init.scale == "fan_in":
+        params = jax.tree_util.tree_map_with_path(_scale_by_inputs, params)
     if init.locations == "ordinal":
         table = params["text"]["shared"]["embedding"]
-        rows = _ordinal_rows(table.shape[1])
+        deviation = table.shape[1] ** -0.5 if init.scale == "fan_in" else _RELEASED_DEVIATION
+        rows = deviation * _ordinal_rows(table.shape[1])
         table = table.at[first_location_id : first_location_id + NUM_BINS].set(rows)
         params["text"]["shared"]["embedding"] = table
     return params
 
 
+_RELEASED_DEVIATION = 0.02
+
+
+def _scale_by_inputs(path: tuple, x: jax.Array) -> jax.Array:
+    """From the released deviation to that of the number of inputs; of tables, their width."""
+    name = path[-1].key
+    if name in ("embedding", "row_positions", "column_positions"):
+        return x * (x.shape[-1] ** -0.5 / _RELEASED_DEVIATION)
+    if name != "kernel" or path[-2].key in ("conv1", "conv2"):
+        return x  # Depthwise convolutions have no norm before them: they start as near nothing.
+    # Convolutions have their taps in front, scanned stacks of dense layers their layer.
+    fan_in = math.prod(x.shape[-4:-1]) if path[-2].key == "conv" else x.shape[-2]
+    return x * (fan_in**-0.5 / _RELEASED_DEVIATION)
+
+
 def _ordinal_rows(dim: int) -> Float[Array, "bins D"]:
-    """Sines and cosines from half a turn to 64 turns over the axis, of the usual 0.02 deviation."""
+    """Sines and cosines from half a turn to 64 turns over the axis, of unit deviation."""
     turns = 2.0 ** jnp.linspace(-1.0, 6.0, dim // 2)
     angles = 2 * jnp.pi * turns * (jnp.arange(NUM_BINS)[:, None] + 0.5) / NUM_BINS
-    waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
-    return 0.02 * math.sqrt(2) * waves
+    return math.sqrt(2) * jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
 
 
 def init_state(

@@ -72,7 +72,7 @@ def train_step(
     metrics = {
         "loss": loss_sums.sum() / num_tokens,
         "num_tokens": token_sums.sum(),
-        "grad_norm": optax.global_norm(grads),
+        "grad_norm": optax.tree.norm(grads),
         "task_loss_sums": loss_sums,
         "task_token_sums": token_sums,
     }

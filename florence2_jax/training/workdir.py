@@ -41,11 +41,14 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
         UserError: if it belongs to a run with other values, naming them.
     """
     path = workdir / CONFIG
+    own: dict[str, Any] = json.loads(
+        json.dumps(dict(config))
+    )  # As it will be read: lists for tuples.
     if path.is_file():
         known = _read(path)
         other = [
             f"{key} is {known_value!r} there and {value!r} here"
-            for key, known_value, value in _differences(known, dict(config))
+            for key, known_value, value in _differences(known, own)
             if not key.startswith(_FREE_KEYS)
         ]
         if other:
@@ -56,7 +59,7 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
     elif workdir.is_dir() and any(workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no run: give another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
-    _write(path, dict(config))
+    _write(path, own)
 
 
 def note_environment(workdir: Path, *, mesh: Mapping[str, int]) -> None:

@@ -53,7 +53,9 @@ Ring: TypeAlias = Sequence[float]
 
 def label_color(label: str, index: int = 0) -> str:
     """`#rrggbb` of a label, whatever its case and blanks; unlabelled things are told by `index`."""
-    key = " ".join(label.casefold().split()) or f"unlabelled {index}"
+    key = " ".join(label.casefold().split())
+    if not key:
+        return PALETTE[(2 + 7 * index) % len(PALETTE)]  # Large steps: neighbours differ.
     return PALETTE[zlib.crc32(key.encode("utf-8", "replace")) % len(PALETTE)]
 
 

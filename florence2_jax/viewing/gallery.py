@@ -56,7 +56,7 @@ def write_records_page(records: Iterable[Record], path: Path, title: str) -> Non
     top = (
         f'<div class="top">{_legend("box", "crowd", "poly", "quad", "grounding")}</div>'
         f'<div class="bar"><div><span class="soft" id="count"></span>{switches}'
-        '<label><input type="checkbox" checked id="labels">labels on the image</label>'
+        '<label><input type="checkbox" checked id="labels">labels</label>'
         '<input type="search" placeholder="Find words or ids" aria-label="Find"></div></div>'
     )
     lead = (
@@ -80,15 +80,14 @@ def write_predictions_page(
     by_task: dict[str, list[PredictionRow]] = {}
     for row in rows:
         by_task.setdefault(row.example.task.token, []).append(row)
-    pills = "".join(
-        f'<button class="pill" data-task="{escape(task)}" aria-pressed="false">'
-        f"{escape(task)} <small>{len(some)}</small></button>"
+    tasks = "".join(
+        f'<option value="{escape(task)}">{escape(task)} ({len(some)})</option>'
         for task, some in by_task.items()
     )
     top = (
         f'<div class="top">{metrics_table(summary)}{_legend("box", "poly", "quad", "asked")}</div>'
         '<div class="bar"><div><span class="soft" id="count"></span>'
-        f'<button class="pill" data-task="" aria-pressed="true">all tasks</button>{pills}'
+        f'<select id="task" aria-label="Task"><option value="">all tasks</option>{tasks}</select>'
         '<select id="order" aria-label="Order"><option value="given">in order</option>'
         '<option value="worst">worst first</option></select>'
         '<label><input type="checkbox" checked id="labels">labels</label>'

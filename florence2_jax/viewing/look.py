@@ -13,7 +13,7 @@ STYLE = """
 * { box-sizing: border-box }
 body { margin:0; background:var(--paper); color:var(--text);
   font:15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif }
-header, main, .top, .bar > div { max-width:1320px; margin:0 auto; padding:0 24px }
+header, main, .top, .bar > div { max-width:1360px; margin:0 auto; padding:0 24px }
 header { padding-top:28px }
 h1 { font-size:27px; line-height:1.2; margin:0 0 6px; letter-spacing:-.01em;
   overflow-wrap:anywhere }
@@ -21,7 +21,7 @@ h2 { font-size:20px; margin:34px 0 2px } h2 + p { margin:0 0 14px; color:var(--s
 h3 { font-size:11.5px; letter-spacing:.07em; text-transform:uppercase; color:var(--soft);
   margin:18px 0 4px; font-weight:650 }
 h3:first-child { margin-top:0 }
-.lead { margin:0; color:var(--soft); max-width:78ch }
+.lead { margin:0; color:var(--soft); max-width:110ch }
 .soft, .by { color:var(--soft); font-size:13px } .by { margin-left:.5em; white-space:nowrap }
 .top { padding-top:16px }
 .legend { display:flex; flex-wrap:wrap; gap:4px 20px; color:var(--soft); font-size:13.5px;
@@ -36,12 +36,9 @@ h3:first-child { margin-top:0 }
 .bar label[hidden] { display:none }
 .bar small { color:var(--soft); font-variant-numeric:tabular-nums }
 .bar input[type=checkbox] { accent-color:var(--accent); margin:0; width:15px; height:15px }
-.bar input[type=search] { margin-left:auto; width:220px }
+.bar input[type=search] { margin-left:auto; width:180px }
 .bar input[type=search], .bar select { font:inherit; font-size:14px; padding:3px 10px;
   color:inherit; border:1px solid var(--line); border-radius:8px; background:var(--tint) }
-.pill { font:inherit; font-size:14px; padding:3px 12px; border-radius:99px; cursor:pointer;
-  color:inherit; border:1px solid var(--line); background:var(--tint) }
-.pill[aria-pressed=true] { background:var(--accent); border-color:var(--accent); color:var(--card) }
 main { padding-bottom:60px }
 .card { background:var(--card); border:1px solid var(--line); border-radius:14px; margin:18px 0;
   padding:18px; content-visibility:auto; contain-intrinsic-size:auto 520px; display:grid;
@@ -62,12 +59,12 @@ main { padding-bottom:60px }
   padding:12px; color:var(--warn); background:var(--warn-tint); border-radius:6px }
 .figure rect, .figure polygon { fill:var(--c); fill-opacity:0; stroke:var(--c); stroke-width:2;
   stroke-linejoin:round; vector-effect:non-scaling-stroke; pointer-events:all }
-.figure .poly { fill-opacity:.24; stroke-width:1.4 }
+.figure .poly { fill-opacity:.2; stroke-width:1.4 }
 .figure .crowd, .legend .crowd { stroke-dasharray:9 6 }
 .figure .crowd.poly { stroke:none }
 .figure .grounding, .legend .grounding { stroke-dasharray:.1 5; stroke-linecap:round }
 .figure .grounding { stroke-width:2.6 }
-.figure .asked { stroke-dasharray:2 4; stroke:#fff; stroke-width:2.4 }
+.figure .asked { stroke-dasharray:.1 5; stroke-linecap:round; stroke-width:3 }
 .dim svg :not(.lit), .dim .chip:not(.lit) { opacity:.22 }
 .figure .lit { stroke-width:3.4 } .figure rect.lit { fill-opacity:.14 }
 .chip { position:absolute; background:var(--c); color:var(--ink); pointer-events:none;
@@ -103,6 +100,7 @@ pre { margin:6px 0 0; white-space:pre-wrap; overflow-wrap:anywhere; font-size:12
 .card.pair { grid-template-columns:minmax(0,1fr) minmax(0,1fr) }
 .card.told { grid-template-columns:minmax(0,2fr) minmax(0,3fr)
   minmax(0,3fr) }
+.pair .figure { width:min(100%, 460px * var(--ratio)) }
 .told .figure { width:min(100%, 320px * var(--ratio)) }
 .metrics { background:var(--card); border:1px solid var(--line); border-radius:12px;
   border-spacing:0; border-collapse:separate; overflow:hidden }
@@ -121,7 +119,8 @@ pre { margin:6px 0 0; white-space:pre-wrap; overflow-wrap:anywhere; font-size:12
   box-shadow:0 4px 18px rgb(0 0 0 / .35); overflow-wrap:anywhere }
 #tip[hidden] { display:none }
 @media (max-width: 860px) { .card, .card.pair, .card.told { grid-template-columns:minmax(0,1fr) }
-  header, main, .top, .bar > div { padding-inline:14px } }
+  header, main, .top, .bar > div { padding-inline:14px } .metrics .bars { display:none }
+  .metrics th, .metrics td { padding-inline:8px } }
 """
 
 SCRIPT = """
@@ -200,11 +199,10 @@ function find() {
     : left.toLocaleString() + " of " + cards.length.toLocaleString() + " " + noun;
 }
 if (search) search.oninput = find;
-const pills = all(".pill");
-for (const pill of pills) pill.onclick = () => {
-  for (const other of pills) other.setAttribute("aria-pressed", other === pill);
+const task = document.getElementById("task");
+if (task) task.onchange = () => {
   for (const section of all("section[data-task]"))
-    section.hidden = pill.dataset.task !== "" && section.dataset.task !== pill.dataset.task;
+    section.hidden = task.value !== "" && section.dataset.task !== task.value;
   find();
 };
 const order = document.getElementById("order");

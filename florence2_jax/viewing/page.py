@@ -58,14 +58,12 @@ def plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def counted(texts: Iterable[str]) -> str:
-    """Texts in order, each once, with how often it was said if more than once."""
-    counts = Counter(texts)
-    items = (
+def counted(texts: Iterable[str]) -> list[str]:
+    """Markup of each text once, in order, with how often it was said if more than once."""
+    return [
         escape(text) + (f' <span class="soft">× {num}</span>' if num > 1 else "")
-        for text, num in counts.items()
-    )
-    return '<span class="soft"> · </span>'.join(items)
+        for text, num in Counter(texts).items()
+    ]
 
 
 def box_area(box: Box) -> float:

@@ -122,10 +122,11 @@ def _prediction_card(row: PredictionRow, seen: dict[bytes, str]) -> str:
     if isinstance(row.answer, TextAnswer):
         echo = [] if row.answer.region is None else [BoxRegion(box=row.answer.region)]
         picture = _picture(row, echo, seen, side="p")
-        references = example.references or (example.text,)
+        references = counted(example.references or (example.text,))
+        truth = "".join(f"<li>{text}</li>" for text in references)
         body = (
             f"<div>{picture}</div>"
-            f'<div><h3>Truth</h3><div class="words">{counted(references)}</div></div>'
+            f'<div><h3>Truth</h3><ul class="list words">{truth}</ul></div>'
             f'<div><h3>Prediction</h3><div class="words">{escape(row.answer.text)}</div>'
             f"{rest}</div>"
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from florence2_jax.records.schema import (
     GRANULARITIES,
+    HUMAN,
     Grounding,
     Provenance,
     Record,
@@ -29,6 +30,10 @@ from florence2_jax.viewing.page import (
     swatch,
 )
 
+# Where there are many regions, those of less than this share of the image show their label only
+# when pointed at: labels of specks would hide them and one another.
+_SPECK_SHARE, _NUM_LABELLED = 0.004, 8
+
 
 def record_card(record: Record) -> str:
     """The image with all places of a record, and all that is said about it beside it."""
@@ -39,7 +44,9 @@ def record_card(record: Record) -> str:
     chips = [markup for _, markup in grounded]
     for k in order:  # Small regions last: the mouse must reach them.
         shapes += _region_shapes(record.regions[k], k)
-        chips.append(_region_chip(record.regions[k], k, size))
+        is_speck = box_area(record.regions[k].box) < _SPECK_SHARE * size[0] * size[1]
+        classes = "shy" if is_speck and len(order) > _NUM_LABELLED else ""
+        chips.append(_region_chip(record.regions[k], k, size, classes))
     origin = f" · {escape(record.origin)}" if record.origin else ""
     parts = (
         _captions(record),
@@ -80,11 +87,11 @@ def _region_shapes(region: Region, index: int) -> Iterator[str]:
         )
 
 
-def _region_chip(region: Region, index: int, size: Size) -> str:
+def _region_chip(region: Region, index: int, size: Size, classes: str) -> str:
     order = KIND_ORDER if region.quad is None else ("text", *KIND_ORDER)
     labels = [(kind, text) for kind in dict.fromkeys(order) if (text := region.label(kind))]
     color = label_color(main_label(region), index)
-    return chip(labels, color, hull=region.box, size=size, link=f"r{index}")
+    return chip(labels, color, hull=region.box, size=size, link=f"r{index}", classes=classes)
 
 
 def _kinds(region: Region) -> tuple[str, ...]:
@@ -158,7 +165,7 @@ def _marked(grounding: Grounding, index: int) -> str:
 
 def _questions(record: Record) -> str:
     items = (
-        f"<dt>{escape(q.question)}</dt><dd>{counted(q.answers)}{_by(q.provenance)}</dd>"
+        f"<dt>{escape(q.question)}</dt><dd>{' · '.join(counted(q.answers))}{_by(q.provenance)}</dd>"
         for q in record.questions
     )
     return f'<h3>Questions</h3><dl class="qa">{"".join(items)}</dl>' if record.questions else ""
@@ -194,11 +201,15 @@ def _region_table(record: Record) -> str:
 
 
 def _maker(provenance: Provenance) -> str:
-    """`specialist detector-1.2, round 1, score 0.93`."""
-    parts = [f"{provenance.kind} {provenance.name}".strip(), f"round {provenance.round}"]
+    """`specialist detector-1.2, round 1, score 0.93`; round 0 and no score are not told."""
+    parts = [f"{provenance.kind} {provenance.name}".strip()]
+    parts += [f"round {provenance.round}"] if provenance.round else []
     parts += [] if provenance.score is None else [f"score {provenance.score:.2f}"]
     return ", ".join(parts)
 
 
 def _by(provenance: Provenance) -> str:
+    """The maker behind an annotation; nothing for people without a name, who are most."""
+    if provenance == HUMAN:
+        return ""
     return f'<span class="by">{escape(_maker(provenance))}</span>'

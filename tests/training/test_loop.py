@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run from its first step to its last, and every way to start it wrongly."""
+
+import copy
+import dataclasses
+import io
+import json
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from florence2_jax.records.store import RecordStore
+from florence2_jax.records.writing import Plan, write_store
+from florence2_jax.training import loop
+from florence2_jax.training.checkpoint import Checkpoints
+from florence2_jax.typing import UserError
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+def losses(workdir) -> dict[int, float]:
+    """Step -> loss, the last one written for each step."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def params_of(workdir, run):
+    saved = []
+    loop.run(run, workdir, console=quiet(), hooks=[lambda n, s, r: saved.append(s)])
+    return saved
+
+
+def test_a_stopped_run_goes_on_to_the_same_losses(small_run, tmp_path):
+    straight = loop.run(small_run, tmp_path / "a", console=quiet())
+    first = loop.run(small_run, tmp_path / "b", console=quiet(), stop_after=3)
+    assert (straight["step"], first["step"]) == (6, 3)
+    console = quiet()
+    loop.run(small_run, tmp_path / "b", console=console)
+    assert "resuming after step 3" in console.file.getvalue()
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    assert losses(tmp_path / "a").keys() == {1, 2, 3, 4, 5, 6}
+    states = []
+    for name in "ab":
+        with Checkpoints(tmp_path / name / "checkpoints") as checkpoints:
+            abstract = jax.eval_shape(lambda x: x, checkpoints._manager.restore(6)["params"])
+            states.append(checkpoints.restore_params(abstract))
+    jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_a_finished_run_has_nothing_to_do(small_run, tmp_path):
+    loop.run(small_run, tmp_path / "a", console=quiet())
+    console = quiet()
+    assert loop.run(small_run, tmp_path / "a", console=console)["step"] == 6
+    assert "nothing to do: step 6 of 6 is done" in console.file.getvalue()
+
+
+def test_the_terminal_and_the_workdir_tell_everything(small_run, tmp_path):
+    console = quiet()
+    loop.run(small_run, tmp_path / "a", console=console)
+    text = console.file.getvalue()
+    for part in ("step 6/6", "loss ", "images/s", "annotations/s", "data wait", "left 0:00:00"):
+        assert part in text
+    files = {path.name for path in (tmp_path / "a").iterdir()}
+    assert files >= {"config.json", "model.json", "tokenizer", "environment.json", "checkpoints"}
+    assert files >= {"metrics.jsonl", "tensorboard"}
+    environment = json.loads((tmp_path / "a" / "environment.json").read_text().splitlines()[0])
+    assert environment["packages"]["jax"] == jax.__version__
+    row = json.loads((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert row["images_per_s"] > 0 and 0 <= row["data_wait_share"] <= 1
+    assert 0 < row["padding_share"] < 1 and row["substituted_records"] == 0
+    assert any(name.startswith("loss/") for name in row)
+
+
+def test_training_lowers_the_loss(small_run, tmp_path):
+    run = small_run | dict(total_steps=60, log=dict(every_steps=20))
+    run["optimizer"] = dict(peak_lr=3e-3, warmup_steps=5)
+    loop.run(run, tmp_path / "a", console=quiet())
+    history = losses(tmp_path / "a")
+    assert history[60] < 0.75 * history[20]
+
+
+def test_a_run_may_start_from_another_s_parameters(small_run, tmp_path):
+    loop.run(small_run, tmp_path / "a", console=quiet())
+    run = copy.deepcopy(small_run) | dict(init=dict(workdir=str(tmp_path / "a")))
+    run["optimizer"] = dict(peak_lr=1e-9, warmup_steps=2)
+    run["tokenizer"] = dict(path=str(tmp_path / "a" / "tokenizer"))
+    console = quiet()
+    loop.run(run, tmp_path / "b", console=console)
+    assert f"starting from {tmp_path / 'a'}" in console.file.getvalue()
+    assert losses(tmp_path / "b")[1] < losses(tmp_path / "a")[1]
+    run["init"] = dict(workdir=str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"init\.workdir: .* holds no checkpoints"):
+        loop.run(run, tmp_path / "c", console=quiet())
+
+
+def test_a_workdir_of_another_run_is_refused(small_run, tmp_path):
+    loop.run(small_run, tmp_path / "a", console=quiet(), stop_after=1)
+    other = copy.deepcopy(small_run)
+    other["optimizer"]["peak_lr"] = 5e-3
+    with pytest.raises(UserError, match=r"another run: optimizer\.peak_lr is 0\.001 there and"):
+        loop.run(other, tmp_path / "a", console=quiet())
+    small_run["log"] = dict(every_steps=3)  # How often a run speaks is not what it learns.
+    loop.run(small_run, tmp_path / "a", console=quiet(), stop_after=2)
+
+
+def test_a_folder_of_something_else_is_refused(small_run, tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match="is not empty and holds no run"):
+        loop.run(small_run, tmp_path, console=quiet())
+
+
+def test_a_checkpoint_of_another_size_is_refused(small_run, tmp_path):
+    loop.run(small_run, tmp_path / "a", console=quiet(), stop_after=1)
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    config["model"]["text"]["mlp_dim"] = small_run["model"]["text"]["mlp_dim"] = 96
+    (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"of another model: .*fc1/bias is \(64,\) there, \(96,\)"):
+        loop.run(small_run, tmp_path / "a", console=quiet())
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("mesh", "fsdp", 16, "needs 16 devices, but 8 are present"),
+        ("input", "records", "/nowhere", "/nowhere: no such directory"),
+        ("input", "split", "test", "no split 'test'; there are"),
+        ("input", "batch_size", 9, "does not divide by the mesh's 8 data shards"),
+        ("tokenizer", "path", "/nowhere", "holds no tokenizer.model"),
+    ],
+)
+def test_what_cannot_run_stops_before_the_first_step(
+    small_run, tmp_path, section, key, value, message
+):
+    run = copy.deepcopy(small_run)
+    if section == "tokenizer":
+        run[section] = {}
+    run.setdefault(section, {})[key] = value
+    with pytest.raises(UserError, match=message):
+        loop.run(run, tmp_path / "a", console=quiet())
+    assert not (tmp_path / "a" / "checkpoints").exists()
+
+
+def kept(record, ledger):
+    return record
+
+
+def test_damaged_records_do_not_stop_a_run(small_run, scenes, tmp_path):
+    source = RecordStore(scenes, "train")
+    records = [source[i] for i in range(24)]
+    for i in (5, 6, 17):
+        records[i] = dataclasses.replace(records[i], image=records[i].image[:300])
+    write_store(tmp_path / "store", Plan(units={"train": records}, make=kept, job={"test": 4}))
+    small_run["input"]["records"] = str(tmp_path / "store")
+    report = loop.run(small_run, tmp_path / "a", console=quiet())
+    assert report["step"] == 6
+    lines = (tmp_path / "a" / "set_aside.jsonl").read_text().splitlines()
+    assert {json.loads(line)["index"] for line in lines} == {5, 6, 17}
+
+
+def test_a_loss_that_is_no_number_stops_the_run(small_run, tmp_path):
+    small_run["optimizer"] = dict(peak_lr=1e30, warmup_steps=0)
+    with pytest.raises(UserError, match=r"step \d: the loss is .*lower optimizer\.peak_lr"):
+        loop.run(small_run, tmp_path / "a", console=quiet())
