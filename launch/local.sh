@@ -14,7 +14,7 @@ workdir=$runs/scenes
 florence=.venv/bin/florence2-jax
 
 say "1/4 drawing scenes"
-"$florence" records scenes 8256 "$records" --validation 256 --size-px 64
+"$florence" records scenes 20256 "$records" --level easy --validation 256
 say "2/4 pretraining"
 "$florence" train --config "configs/scenes.py:$records" --workdir "$workdir" "$@"
 say "3/4 evaluating on scenes it has never seen"

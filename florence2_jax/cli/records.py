@@ -2,6 +2,7 @@
 """`florence2-jax records`: make, import, check, count and look at FLD records."""
 
 import argparse
+import dataclasses
 import itertools
 import json
 import os
@@ -105,7 +106,13 @@ def _scenes_parser(commands: Any) -> None:
     command.add_argument("directory", metavar="DIR", type=Path, help="the store, a new directory")
     command.add_argument("--seed", metavar="S", type=int, default=0, help="of the set (0)")
     command.add_argument(
-        "--size-px", metavar="P", type=_positive, default=96, help="side of an image (96)"
+        "--level",
+        choices=("easy", "standard"),
+        default="standard",
+        help="easy: one or two large objects of few kinds at 64 px (standard)",
+    )
+    command.add_argument(
+        "--size-px", metavar="P", type=_positive, help="side of an image (that of the level)"
     )
     command.add_argument(
         "--validation",
@@ -144,9 +151,11 @@ def _import(args: argparse.Namespace) -> dict[str, Any]:
 
 def _scenes(args: argparse.Namespace) -> dict[str, Any]:
     from florence2_jax.records.importers.drawn import plan_scenes
-    from florence2_jax.records.scenes import SceneConfig
+    from florence2_jax.records.scene_config import LEVELS
 
-    config = SceneConfig(size_px=args.size_px)
+    config = LEVELS[args.level]
+    if args.size_px:
+        config = dataclasses.replace(config, size_px=args.size_px)
     plan = plan_scenes(args.number, config, seed=args.seed, num_validation=args.validation)
     return _write(args, plan, "scenes")
 

@@ -27,10 +27,11 @@ from florence2_jax.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
 from florence2_jax.typing import Size, UserError
 
 Batch: TypeAlias = dict[str, Any]
-"""Arrays by name: `image` uint8[B,Y,X,3], `prompt_ids` int32[B,K,L], `target_ids` int32[B,K,T] (`<s> ... </s>`,
-then padding; a prompt that is missing has none), `task_ids` int32[B,K] (row of `TASKS`, -1 where
-missing), `index` int64[B] (record of the store), `is_substitute` bool[B], `num_dropped` int32[B]
-(regions that did not fit their targets)."""
+"""Arrays by name. To the devices go `image` uint8[B,Y,X,3]; `prompt_ids` int32[B,K,L];
+`target_ids` int32[B,K,T], `<s> ... </s>`, then padding (a prompt that is missing has nothing else);
+`task_ids` int32[B,K], the row of `TASKS`, -1 where missing. For the books are `index` int64[B]
+(record of the store), `is_substitute` bool[B] and `num_dropped` int32[B] (regions that did not fit
+their targets)."""
 
 TASK_IDS = {token: i for i, token in enumerate(TASKS)}
 _MAX_SUBSTITUTES = 1000
@@ -50,7 +51,7 @@ class BatchSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LoadExamples(grain.transforms.RandomMap):
+class LoadExamples:
     """Index of a record -> its image and `num_prompts` (prompt, target) pairs.
 
     A record that cannot be used (damaged, or without an example of these tasks) is replaced by the
@@ -62,7 +63,7 @@ class LoadExamples(grain.transforms.RandomMap):
     spec: BatchSpec
     set_aside: Path | None = None
 
-    def random_map(self, element: Any, rng: np.random.Generator) -> Batch:
+    def __call__(self, element: int, rng: np.random.Generator) -> Batch:
         """One row of a batch. Raises UserError if a thousand records in a row are unusable."""
         tries = min(len(self.store), _MAX_SUBSTITUTES)
         reason = ""

@@ -78,7 +78,7 @@ class Reporter:
     def say(self, text: str) -> None:
         """A line for people."""
         if self._is_active:
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, soft_wrap=True)
 
     def report(self, step: int, scalars: Mapping[str, float]) -> None:
         """Scalars of one step, everywhere."""

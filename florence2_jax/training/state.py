@@ -50,9 +50,10 @@ class InitConfig:
 
     `workdir` starts from the newest parameters of another run of the same sizes (high-resolution
     tuning after pre-training). `locations="ordinal"` starts the rows of the 1,000 location tokens
-    as sines and cosines of their bin, so that near bins look alike from the first step; "normal"
-    is as released. `scale="fan_in"` gives every matrix the deviation `inputs**-0.5` in place of the
-    released 0.02, which is that of widths around 2,500 and nearly silences narrow layers. Ours.
+    and the image's row and column positions as sines and cosines of their place, so that near
+    places look alike from the first step; "normal" is as released. `scale="fan_in"` gives every
+    dense matrix the deviation `inputs**-0.5` in place of the released 0.02, which suits widths
+    around 2,500 and nearly silences narrow layers. Ours.
     """
 
     workdir: str = ""
@@ -81,9 +82,14 @@ def init_params(
     if init.locations == "ordinal":
         table = params["text"]["shared"]["embedding"]
         deviation = table.shape[1] ** -0.5 if init.scale == "fan_in" else _RELEASED_DEVIATION
-        rows = deviation * _ordinal_rows(table.shape[1])
+        rows = deviation * _waves(NUM_BINS, table.shape[1], most_turns=64)
         table = table.at[first_location_id : first_location_id + NUM_BINS].set(rows)
         params["text"]["shared"]["embedding"] = table
+        for axis, side_px in zip(("column", "row"), config.image_size, strict=True):
+            cells = side_px // config.davit.total_stride
+            positions = params["projector"][f"{axis}_positions"]
+            waves = _waves(cells, positions.shape[1], most_turns=cells / 2)
+            params["projector"][f"{axis}_positions"] = positions.at[:cells].set(waves)
     return params
 
 
@@ -102,10 +108,10 @@ def _scale_by_inputs(path: tuple, x: jax.Array) -> jax.Array:
     return x * (fan_in**-0.5 / _RELEASED_DEVIATION)
 
 
-def _ordinal_rows(dim: int) -> Float[Array, "bins D"]:
-    """Sines and cosines from half a turn to 64 turns over the axis, of unit deviation."""
-    turns = 2.0 ** jnp.linspace(-1.0, 6.0, dim // 2)
-    angles = 2 * jnp.pi * turns * (jnp.arange(NUM_BINS)[:, None] + 0.5) / NUM_BINS
+def _waves(number: int, dim: int, *, most_turns: float) -> Float[Array, "places D"]:
+    """Sines and cosines of half a turn to the most turns over an axis, of unit deviation."""
+    turns = 2.0 ** jnp.linspace(-1.0, math.log2(most_turns), dim // 2)
+    angles = 2 * jnp.pi * turns * (jnp.arange(number)[:, None] + 0.5) / number
     return math.sqrt(2) * jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
 
 

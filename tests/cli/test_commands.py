@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands as a person types them: train, predict, evaluate, tokenizer, and their errors."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from florence2_jax.cli.main import COMMANDS, main
+from florence2_jax.inference.predictor import Predictor
+from florence2_jax.records.store import RecordStore
+from florence2_jax.tasks.registry import TASKS
+from florence2_jax.typing import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def workdir(scenes, tmp_path_factory) -> Path:
+    """A run of the embedded recipe, four steps long, at a small size."""
+    folder = tmp_path_factory.mktemp("run") / "workdir"
+    command = ["train", "--config", f"{ROOT}/configs/scenes.py:{scenes}", "--workdir", str(folder)]
+    command += ["--config.total_steps=4", "--config.optimizer.warmup_steps=1"]
+    command += ["--config.log.every_steps=2", "--config.input.batch_size=8"]
+    report = folder.parent / "report.json"
+    assert main([*command, "--json", str(report)]) == 0
+    assert json.loads(report.read_text())["step"] == 4
+    return folder
+
+
+@pytest.fixture
+def photo(scenes, tmp_path) -> Path:
+    path = tmp_path / "photo.png"
+    path.write_bytes(RecordStore(scenes, "validation")[0].image)
+    return path
+
+
+def test_every_command_has_help_with_an_example(capsys):
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        assert f"florence2-jax {command}" in capsys.readouterr().out.split("example")[1]
+
+
+def test_predict_answers_every_task(workdir, photo, tmp_path, capsys):
+    command = ["predict", "--model", str(workdir), "--text", "a red car"]
+    command += ["--region", "5,5,40,40", "--draw", str(tmp_path / "drawn")]
+    for task in TASKS.values():
+        command += ["--task", task.name]
+    report = tmp_path / "answers.json"
+    assert main([*command, str(photo), "--json", str(report)]) == 0
+    answers = json.loads(report.read_text())["answers"]
+    assert [answer["task"] for answer in answers] == list(TASKS)
+    assert {path.name for path in (tmp_path / "drawn").iterdir()} == {
+        f"photo.{task.name}.png" for task in TASKS.values()
+    }
+    assert "photo.png 64 x 64" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_predict_reads_a_folder_and_sets_damage_aside(workdir, photo, tmp_path, capsys):
+    Image.new("L", (30, 20), 128).save(photo.parent / "grey.png")
+    (photo.parent / "broken.jpg").write_bytes(b"\xff\xd8 no image")
+    report = tmp_path / "out" / "answers.json"
+    command = ["predict", "--model", str(workdir), "--task", "<OD>", str(photo.parent)]
+    assert main([*command, "--json", str(report)]) == 0
+    read = json.loads(report.read_text())
+    assert len(read["answers"]) == 2
+    assert [Path(row["image"]).name for row in read["set_aside"]] == ["broken.jpg"]
+    assert "set aside, does not decode" in capsys.readouterr().out
+
+
+def test_evaluate_prints_every_task_beside_the_blind_baseline(workdir, scenes, tmp_path, capsys):
+    command = ["evaluate", "--model", str(workdir), "--records", str(scenes), "--batch-size", "4"]
+    command += ["--json", str(tmp_path / "m.json"), "--gallery", str(tmp_path / "g.html")]
+    assert main(command) == 0
+    report = json.loads((tmp_path / "m.json").read_text())
+    assert {row["task"] for row in report["tasks"]} == {task.name for task in TASKS.values()}
+    for row in report["tasks"]:
+        assert row["num_examples"] > 0 and row["metrics"].keys() == row["blind"].keys()
+    assert report["num_records"] == 8 and report["set_aside"] == []
+    assert "blind" in capsys.readouterr().out
+    assert "<html" in (tmp_path / "g.html").read_text()
+
+
+def test_a_tokenizer_of_its_own(scenes, tmp_path, capsys):
+    command = ["tokenizer", "train", "--records", str(scenes), "--size", "400"]
+    assert main([*command, str(tmp_path / "t")]) == 0
+    assert "ids, <loc_0> is" in capsys.readouterr().out
+    assert main([*command, str(tmp_path / "t")]) == 2
+    assert "is not empty" in capsys.readouterr().err
+
+
+def test_loading_takes_the_lengths_of_the_run(workdir):
+    predictor = Predictor.load(workdir)
+    assert predictor.max_length == 40
+    with pytest.raises(UserError, match="holds no run"):
+        Predictor.load(workdir.parent)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("predict --model {w} --task <ODD> {p}", "unknown task '<ODD>'"),
+        ("predict --model {w} --task od nowhere.jpg", "nowhere.jpg: no such image or folder"),
+        ("predict --model nowhere --task od {p}", "nowhere holds no run"),
+        ("predict --model {w} --task vqa {p}", "<VQA> needs a text as its input (--text)"),
+        ("predict --model {w} --task region_to_ocr {p}", "give --region X0,Y0,X1,Y1"),
+        ("predict --model {w} --task region_to_ocr --region 1,2 {p}", "four numbers"),
+        ("evaluate --model {w} --records nowhere", "nowhere: no such directory"),
+        ("evaluate --model {w} --records {s} --split test", "no split 'test'"),
+        ("train --config nowhere.py --workdir x", "--config nowhere.py: no such file"),
+        ("train --config {r}/configs/scenes.py --workdir {w} --oops", "oops"),
+    ],
+)
+def test_user_errors_are_one_line_and_status_2(workdir, scenes, photo, capsys, command, message):
+    words = command.format(w=workdir, p=photo, s=scenes, r=ROOT).split()
+    assert main(words) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("florence2-jax: ") and message in lines[0]
+
+
+def test_a_full_disk_is_one_line(capsys, workdir, photo):
+    command = ["predict", "--model", str(workdir), "--task", "od", str(photo)]
+    assert main([*command, "--json", "/dev/full"]) == 2
+    assert "No space left on device: make room" in capsys.readouterr().err
