@@ -22,12 +22,12 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.input.update(num_prompts=4, prompt_length=64, target_length=256)  # Ours.
     c.input.update(order="random", num_workers=16, num_threads=8, buffer=4)  # Ours.
     c.input.tasks = dict(all=1.0, vqa=0.0, referring_expression_comprehension=0.0)  # Ours.
-    c.tokenizer = dict(path="runs/base/tokenizer", train_size=0)  # That of the first stage.
+    c.tokenizer = dict(path=f"runs/{variant}/tokenizer", train_size=0)  # That of the first stage.
     c.optimizer = dict(peak_lr={"base": 1e-4, "large": 1e-5}[variant], warmup_steps=5_000)  # Ours.
     c.optimizer.update(weight_decay=0.05, b1=0.9, b2=0.999, clip_norm=1.0)  # Ours.
     c.optimizer.update(final_lr_ratio=0.0)  # Ours.
     c.loss = dict(location_smoothing_bins=0.0)
-    c.init = dict(workdir="runs/base", locations="normal", scale="released")
+    c.init = dict(workdir=f"runs/{variant}", locations="normal", scale="released")
     c.mesh = dict(replica=1, fsdp=-1, tensor=1)  # Ours.
     c.checkpoint = dict(every_steps=1000, keep=3)  # Ours.
     c.log = dict(every_steps=50)  # Ours.

@@ -9,7 +9,7 @@ find_python() {
   local candidate
   for candidate in ${PYTHON:-python3.12 python3.11 python3 python}; do
     if command -v "$candidate" >/dev/null 2>&1 &&
-      "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+      "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
         >/dev/null 2>&1; then
       printf '%s' "$candidate"
       return 0
@@ -26,6 +26,7 @@ setup_venv() {
     python=$(find_python) || exit 1
     say "making .venv with $("$python" --version)"
     "$python" -m venv .venv || {
+      rm -rf .venv
       say "python -m venv failed: on Debian and Ubuntu install the package python3-venv"
       exit 1
     }

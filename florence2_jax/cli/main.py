@@ -33,6 +33,10 @@ _EXAMPLES = """examples:
 """
 
 EXIT_USER_ERROR = 2
+_DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS),
+    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST),
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,11 +48,13 @@ def main(argv: list[str] | None = None) -> int:
     parse = getattr(command, "parse", None) or command.parser().parse_args
     args = parse(argv[1:])
     try:
+        if args.json is not None and args.json.is_dir():
+            raise UserError(f"--json {args.json}: this is a folder, give a file")
         _write_report(args.json, args.run(args))
     except UserError as error:
         return _complain(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in _DISK_ERRORS:
             raise
         where = f" ({error.filename})" if error.filename else ""
         return _complain(f"{error.strerror}{where}: make room, or give another directory")

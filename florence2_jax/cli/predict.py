@@ -54,8 +54,9 @@ def parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     from rich.console import Console
 
-    from florence2_jax.data.transforms import ImageError, open_image
+    from florence2_jax.data.transforms import decode
     from florence2_jax.inference.predictor import Predictor
+    from florence2_jax.records.checks import ImageError
     from florence2_jax.tasks.registry import get_task
 
     tasks = [get_task(name) for name in args.task]
@@ -64,13 +65,13 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     console, rows, set_aside = Console(), [], []
     for path in paths:
         try:
-            image = open_image(path.read_bytes())
+            image = decode(path.read_bytes())
         except ImageError as error:
             set_aside.append({"image": str(path), "reason": str(error)})
-            console.print(f"[yellow]{path}: set aside, {error}[/]", highlight=False)
+            console.print(f"{path}: set aside, {error}", style="yellow", markup=False)
             continue
         questions = [(task, _input(task, args, image.size)) for task in tasks]
-        console.print(f"[bold]{path}[/] {image.width} x {image.height}", highlight=False)
+        console.print(f"{path} {image.width} x {image.height}", style="bold", markup=False)
         for (task, text), one in zip(questions, predictor.ask(image, questions), strict=True):
             rows.append(
                 {"image": str(path), "input": text, "raw": one.raw}
@@ -82,9 +83,10 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
                 from florence2_jax.viewing.draw import draw_answer
 
                 args.draw.mkdir(parents=True, exist_ok=True)
-                target = args.draw / f"{path.stem}.{task.name}.png"
+                # Numbered: two folders may hold images of one name.
+                target = args.draw / f"{paths.index(path):04d}.{path.stem}.{task.name}.png"
                 draw_answer(image, one.answer).save(target)
-                console.print(f"    drawn: {target}", highlight=False)
+                console.print(f"    drawn: {target}", highlight=False, markup=False)
     if not rows:
         raise UserError(f"none of {len(paths)} images could be read, see above")
     return {"model": str(args.model), "answers": rows, "set_aside": set_aside}
@@ -107,12 +109,15 @@ def _image_paths(given: Sequence[Path]) -> list[Path]:
 
 def _input(task: "Task", args: argparse.Namespace, size: "Size") -> str:
     """What the prompt of one task is filled with."""
+    from florence2_jax.tasks.targets import clean_text
     from florence2_jax.text.locations import coordinates_text
 
     if task.input == "none":
         return ""
     if task.input == "text":
-        return "<and>".join(args.text)
+        if len(args.text) > 1 and task.grammar != "named_boxes":
+            raise UserError(f"{task.token} takes one --text, got {len(args.text)}")
+        return "<and>".join(map(clean_text, args.text))
     if args.region is None:
         raise UserError(f"{task.token} asks about a region: give --region X0,Y0,X1,Y1 in pixels")
     try:
@@ -121,6 +126,9 @@ def _input(task: "Task", args: argparse.Namespace, size: "Size") -> str:
         raise UserError(f"--region {args.region}: {error}") from error
     if len(box) != 4:
         raise UserError(f"--region {args.region}: four numbers X0,Y0,X1,Y1 are needed")
+    x0, y0, x1, y1 = box
+    if not (0 <= x0 < x1 <= size[0] and 0 <= y0 < y1 <= size[1]):
+        raise UserError(f"--region {args.region}: not a box inside {size[0]} x {size[1]} px")
     return coordinates_text(box, size)
 
 

@@ -2,6 +2,7 @@
 """`florence2-jax train`: pretrain or fine-tune from a run file."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +58,27 @@ def load_config(config: str, overrides: list[str]) -> dict[str, Any]:
     path = config.partition(":")[0]
     if not Path(path).is_file():
         raise UserError(f"--config {path}: no such file; the run files are in configs/")
-    command = ["train", f"--config={config}", *overrides]
+    # ml_collections replaces keys but adds none, and a run file names only some tasks.
+    weights = [match for text in overrides if (match := _WEIGHT.fullmatch(text))]
+    command = ["train", f"--config={config}"]
+    command += [text for text in overrides if not _WEIGHT.fullmatch(text)]
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
     try:
         rest = values(command)
-        loaded = holder.value
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, ImportError) as error:
-        raise UserError(f"--config {config}: {error}") from error
+        loaded = holder.value.to_dict()
+        for match in weights:
+            loaded["input"]["tasks"][match.group(1)] = float(match.group(2))
+    except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(f"--config {config}: {type(error).__name__}: {error}") from error
+    except (ImportError, SyntaxError, NameError) as error:
+        raise UserError(f"--config {path}: the run file is broken, {error}") from error
     if len(rest) > 1:
         raise UserError(f"unknown arguments: {' '.join(rest[1:])}; see florence2-jax train --help")
-    return loaded.to_dict()
+    return loaded
+
+
+_WEIGHT = re.compile(r"--config\.input\.tasks\.(\w+)=(.+)")
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from absl import flags
 
 from florence2_jax.data.examples import examples_of, target_of
 from florence2_jax.data.mixture import draw_examples
-from florence2_jax.data.transforms import ImageError, open_image, resize
+from florence2_jax.data.transforms import decode, resize
+from florence2_jax.records.checks import ImageError
 from florence2_jax.records.schema import Record
 from florence2_jax.records.store import RecordStore
 from florence2_jax.tasks.registry import TASKS
@@ -31,7 +32,7 @@ Batch: TypeAlias = dict[str, Any]
 `target_ids` int32[B,K,T], `<s> ... </s>`, then padding (a prompt that is missing has nothing else);
 `task_ids` int32[B,K], the row of `TASKS`, -1 where missing. For the books are `index` int64[B]
 (record of the store), `is_substitute` bool[B] and `num_dropped` int32[B] (regions that did not fit
-their targets)."""
+their targets, and prompts that did not fit)."""
 
 TASK_IDS = {token: i for i, token in enumerate(TASKS)}
 _MAX_SUBSTITUTES = 1000
@@ -85,7 +86,7 @@ class LoadExamples:
         examples = draw_examples(record, spec.weights, spec.num_prompts, rng)
         if not examples:
             raise EmptyRecordError(f"record {record.id} feeds none of the tasks of this run")
-        pixels = resize(open_image(record.image), spec.image_size)
+        pixels = resize(decode(record.image), spec.image_size)
         prompt_ids = np.full((spec.num_prompts, spec.prompt_length), PAD_ID, np.int32)
         target_ids = np.full((spec.num_prompts, spec.target_length), PAD_ID, np.int32)
         task_ids = np.full(spec.num_prompts, -1, np.int32)
@@ -93,13 +94,20 @@ class LoadExamples:
         budget = Budget(lambda text: len(self.tokenizer.encode(text)), spec.target_length - 2)
         num_dropped = 0
         for k, example in enumerate(examples):
-            prompt = fit_prompt(self.tokenizer.encode(example.prompt), spec.prompt_length)
+            prompt = wrap_prompt(self.tokenizer.encode(example.prompt))
+            if len(prompt) > spec.prompt_length:
+                num_dropped += 1  # Half a question would teach the answer to another one.
+                continue
             target = target_of(example, record.size, order=spec.order, rng=rng, budget=budget)
             ids = [BOS_ID, *self.tokenizer.encode(target.text), EOS_ID]
             prompt_ids[k, : len(prompt)] = prompt
             target_ids[k, : len(ids)] = ids
             task_ids[k] = TASK_IDS[example.task.token]
             num_dropped += target.num_dropped
+        if (task_ids < 0).all():
+            raise EmptyRecordError(
+                f"record {record.id}: no prompt fits {spec.prompt_length} tokens"
+            )
         return {
             "image": pixels,
             "prompt_ids": prompt_ids,
@@ -125,9 +133,9 @@ class EmptyRecordError(ValueError):
     """A sound record that has nothing to teach in this run."""
 
 
-def fit_prompt(ids: list[int], length: int) -> list[int]:
-    """`<s> ids </s>`; of a prompt that is too long the end is left out."""
-    return [BOS_ID, *ids[: length - 2], EOS_ID]
+def wrap_prompt(ids: list[int]) -> list[int]:
+    """`<s> ids </s>`, as the encoder reads a prompt."""
+    return [BOS_ID, *ids, EOS_ID]
 
 
 def make_dataset(
@@ -143,7 +151,7 @@ def make_dataset(
     """The endless sequence of this host's batches; element `i` belongs to step `i`.
 
     Raises:
-        UserError: if the batch does not divide by the hosts or the store feeds a task nowhere.
+        UserError: if the batch does not divide by the hosts.
     """
     if spec.batch_size % process_count:
         raise UserError(
@@ -178,11 +186,12 @@ def check_feeds(store: RecordStore, weights: Mapping[str, float], *, sample: int
     Raises:
         UserError: naming the tasks and what their records would need.
     """
-    missing = set(weights)
+    missing, reason = set(weights), ""
     for index in range(0, len(store), max(1, len(store) // sample)):
         try:
             record = store[index]
-        except UserError:
+        except UserError as error:
+            reason = f" (some cannot be read: {error})"
             continue  # Training sets it aside, with its reason.
         missing -= {token for token in missing if examples_of(record, TASKS[token])}
         if not missing:
@@ -191,6 +200,6 @@ def check_feeds(store: RecordStore, weights: Mapping[str, float], *, sample: int
         f"{TASKS[t].name} (learns from {TASKS[t].learns_from})" for t in sorted(missing)
     )
     raise UserError(
-        f"no record of {store.directory} feeds {needs}: set its weight in input.tasks to 0, or "
-        "import such annotations"
+        f"no record of {store.directory} feeds {needs}: import such annotations, or set the weight "
+        f"to 0, --config.input.tasks.{TASKS[min(missing)].name}=0{reason}"
     )

@@ -15,11 +15,12 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from florence2_jax.data.examples import Example, examples_of
-from florence2_jax.data.transforms import ImageError, open_image, resize
+from florence2_jax.data.transforms import decode, resize
 from florence2_jax.evaluation.captions import content_vocabulary
 from florence2_jax.evaluation.families import score_task
 from florence2_jax.evaluation.scored import Scored
 from florence2_jax.inference.predictor import Prediction, Predictor
+from florence2_jax.records.checks import ImageError
 from florence2_jax.records.schema import Record
 from florence2_jax.records.store import RecordStore
 from florence2_jax.tasks.registry import TASKS, Task
@@ -103,6 +104,10 @@ def evaluate(
     """
     records, set_aside = _readable(store, max_records)
     asked = [_questions(record, tasks, per_record) for record in records]
+    if not records:
+        raise UserError(
+            f"{store.directory}: no record of {store.split} can be read: {set_aside[0]}"
+        )
     if not any(asked):
         names = ", ".join(task.name for task in tasks)
         raise UserError(f"no record of {store.directory} ({store.split}) feeds {names}")
@@ -148,7 +153,7 @@ def _readable(
     for index in range(min(len(store), max_records or len(store))):
         try:
             record = store[index]
-            open_image(record.image)
+            decode(record.image)
         except (UserError, ImageError) as error:
             set_aside.append((index, str(error)))
             continue
@@ -160,8 +165,10 @@ def _questions(record: Record, tasks: Sequence[Task], per_record: int) -> list[E
     """Up to `per_record` examples per task, each prompt once (five captions are one question)."""
     questions = []
     for task in tasks:
-        by_prompt = {example.text_input: example for example in reversed(examples_of(record, task))}
-        questions += list(reversed(by_prompt.values()))[:per_record]
+        by_prompt: dict[str, Example] = {}
+        for example in examples_of(record, task):
+            by_prompt.setdefault(example.text_input, example)
+        questions += list(by_prompt.values())[:per_record]
     return questions
 
 
@@ -185,7 +192,7 @@ def _answer(
 
 
 def _pixels(predictor: Predictor, record: Record) -> UInt8[NDArray, "Y X 3"]:
-    return resize(open_image(record.image), predictor.config.image_size)
+    return resize(decode(record.image), predictor.config.image_size)
 
 
 def _category_names(records: Sequence[Record]) -> set[str]:

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image
 
-from florence2_jax.data.pipeline import fit_prompt
+from florence2_jax.data.pipeline import wrap_prompt
 from florence2_jax.data.transforms import resize
 from florence2_jax.inference.decoding import greedy
 from florence2_jax.models.config import Florence2Config
@@ -23,6 +23,8 @@ from florence2_jax.training import workdir as workdir_lib
 from florence2_jax.training.checkpoint import Checkpoints
 from florence2_jax.training.state import init_params, model_graph
 from florence2_jax.typing import Size, UserError
+
+_PROMPT_MULTIPLE = 16  # Prompts are padded to a multiple, so that few shapes are compiled.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class Predictor:
     """A model ready to be asked.
 
     Attributes:
-        prompt_length, max_length: tokens of a prompt and of an answer; longer prompts are cut.
+        max_length: tokens of an answer, at most.
     """
 
     def __init__(
@@ -47,21 +49,18 @@ class Predictor:
         params: Any,
         tokenizer: Tokenizer,
         *,
-        prompt_length: int = 64,
         max_length: int = 256,
     ):
-        positions = config.text.max_positions
         self.config, self.params, self.tokenizer = config, params, tokenizer
-        self.prompt_length = min(prompt_length, positions - config.num_image_tokens)
-        self.max_length = min(max_length, positions)
+        self.max_length = min(max_length, config.text.max_positions)
         self._graphdef = model_graph(config)
 
     @classmethod
-    def load(cls, workdir: str | Path, **lengths: int) -> "Predictor":
+    def load(cls, workdir: str | Path, *, max_length: int | None = None) -> "Predictor":
         """Opens the newest checkpoint of a run.
 
         Args:
-            lengths: `prompt_length` and `max_length`, by default those the run trained with.
+            max_length: of answers, by default that of the targets the run learnt from.
 
         Raises:
             UserError: if the directory holds no run or no finished checkpoint.
@@ -69,8 +68,7 @@ class Predictor:
         workdir = Path(workdir)
         config, tokenizer = workdir_lib.load_model(workdir)
         inputs = workdir_lib.load_config(workdir).get("input", {})
-        trained = {"prompt_length": "prompt_length", "max_length": "target_length"}
-        lengths = {k: inputs[v] for k, v in trained.items() if v in inputs} | lengths
+        length = max_length or inputs.get("target_length", 256)
         if not (workdir / workdir_lib.CHECKPOINTS).is_dir():
             raise UserError(f"{workdir} holds no checkpoints: train first")
         sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -80,7 +78,7 @@ class Predictor:
         )
         with Checkpoints(workdir / workdir_lib.CHECKPOINTS) as checkpoints:
             params = checkpoints.restore_params(abstract)
-        return cls(config, params, tokenizer, **lengths)
+        return cls(config, params, tokenizer, max_length=length)
 
     def ask(self, image: Image.Image, questions: Sequence[tuple[Task, str]]) -> list[Prediction]:
         """Answers several questions about one image, which is encoded once.
@@ -113,13 +111,21 @@ class Predictor:
 
         Returns:
             int32 ids and float32 log-probabilities, both [B, K, T]; rows of missing prompts are
-            padding. Each new (B, K) is compiled once.
+            padding. Each new (B, K) and each 16 tokens of prompt more are compiled once.
+
+        Raises:
+            UserError: if a prompt is too long.
         """
-        most = num_prompts or max(len(row) for row in prompts)
-        prompt_ids = np.full((len(images), most, self.prompt_length), PAD_ID, np.int32)
-        for b, row in enumerate(prompts):
-            for k, text in enumerate(row):
-                ids = fit_prompt(self.tokenizer.encode(text), self.prompt_length)
+        rows = [[wrap_prompt(self.tokenizer.encode(text)) for text in row] for row in prompts]
+        most = num_prompts or max(map(len, rows))
+        longest = max((len(ids) for row in rows for ids in row), default=1)
+        room = self.config.text.max_positions - self.config.num_image_tokens
+        if longest > room:
+            raise UserError(f"a prompt has {longest} tokens, the model has room for {room}")
+        length = min(room, -(-longest // _PROMPT_MULTIPLE) * _PROMPT_MULTIPLE)
+        prompt_ids = np.full((len(images), most, length), PAD_ID, np.int32)
+        for b, row in enumerate(rows):
+            for k, ids in enumerate(row):
                 prompt_ids[b, k, : len(ids)] = ids
         ids, scores = greedy(
             self.params, images, prompt_ids, graphdef=self._graphdef, max_length=self.max_length

@@ -24,7 +24,7 @@ from florence2_jax.typing import Box, Size
 
 Order: TypeAlias = Literal["random", "raster", "area", "given"]
 
-_SIMPLIFICATIONS_PX = (1.0, 2.0, 4.0, 8.0, 16.0)  # Of an image with 1,000 px sides.
+_SIMPLIFICATIONS_PX = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # At a side of 1,000 px.
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,7 +89,12 @@ class Tokenizer:
         except RuntimeError as error:
             raise UserError(f"{path} is not a SentencePiece model: {error}") from error
         tokenizer = cls(base)
-        added = json.loads((Path(folder) / _ADDED_FILE).read_text(encoding="utf-8"))
+        try:
+            added = json.loads((Path(folder) / _ADDED_FILE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{folder}/{_ADDED_FILE} cannot be read ({error}): copy it again"
+            ) from error
         if added != tokenizer._added:
             raise UserError(
                 f"{folder}/{_ADDED_FILE} does not continue {_MODEL_FILE} in Florence-2's order"
@@ -101,7 +106,7 @@ class Tokenizer:
         """Trains a SentencePiece unigram model with byte fallback; nothing is normalised away.
 
         Args:
-            texts: what prompts and targets are written with; may be an endless-memory iterator.
+            texts: what prompts and targets are written with; all are held in memory.
             vocab_size: pieces of the base vocabulary, the 4 control and 256 byte pieces included.
                 Few texts give fewer pieces; the vocabulary is then smaller.
 
@@ -148,6 +153,14 @@ class Tokenizer:
         (folder / _MODEL_FILE).write_bytes(self._base.serialized_model_proto())
         added = json.dumps(self._added, indent=0)
         (folder / _ADDED_FILE).write_text(added, encoding="utf-8")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Tokenizer):
+            return NotImplemented
+        return self._base.serialized_model_proto() == other._base.serialized_model_proto()
+
+    def __hash__(self) -> int:
+        return hash(self._base.serialized_model_proto())
 
     def __len__(self) -> int:
         """Number of ids, `<image>` included: the model's `vocab_size`."""

@@ -16,6 +16,8 @@ from florence2_jax.training.optimizer import OptimizerConfig
 from florence2_jax.training.state import InitConfig
 from florence2_jax.typing import UserError
 
+_LEAST_LENGTH = 8  # A region's four locations between `<s>` and `</s>`, and a word.
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputConfig:
@@ -36,7 +38,7 @@ class InputConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """An existing tokenizer folder, or the size of one to train on the run's records."""
+    """An existing tokenizer folder, or else the size of one to train on the run's records."""
 
     path: str = ""
     train_size: int = 0
@@ -97,7 +99,7 @@ class RunConfig:
             model=Florence2Config.create(**config["model"]),
             input=inputs,
             tokenizer=_section(TokenizerConfig, "tokenizer", config.get("tokenizer", {})),
-            optimizer=OptimizerConfig.create(**config["optimizer"]),
+            optimizer=_section(OptimizerConfig, "optimizer", config["optimizer"]),
             loss=_section(LossConfig, "loss", config.get("loss", {})),
             init=_section(InitConfig, "init", config.get("init", {})),
             mesh=MeshConfig.create(**config.get("mesh", {})),
@@ -146,8 +148,13 @@ class RunConfig:
                 f"accumulate: {self.accumulate} does not divide input.batch_size "
                 f"{self.input.batch_size}"
             )
-        if bool(self.tokenizer.path) == bool(self.tokenizer.train_size):
-            raise UserError("tokenizer: give either its path or its train_size")
+        for name in ("prompt_length", "target_length"):
+            if getattr(self.input, name) < _LEAST_LENGTH:
+                raise UserError(
+                    f"input.{name}: {getattr(self.input, name)} must be at least {_LEAST_LENGTH}"
+                )
+        if not (self.tokenizer.path or self.tokenizer.train_size):
+            raise UserError("tokenizer: give its path or its train_size")
         length = self.model.num_image_tokens + self.input.prompt_length
         positions = self.model.text.max_positions
         if max(length, self.input.target_length) > positions:
@@ -174,8 +181,12 @@ def _section(cls: type, name: str, values: Mapping[str, Any]) -> Any:
     _refuse_unknown(f"{name}.", values, fields)
     for key, value in values.items():
         wanted = fields[key].type
-        if wanted in (int, str) and type(value) is not wanted:
+        if wanted is float and type(value) is int:
+            values[key] = value = float(value)
+        if wanted in (int, str, float) and type(value) is not wanted:
             raise UserError(f"{name}.{key}: {value!r} is not of type {wanted.__name__}")
+        if wanted not in (int, str, float) and not isinstance(value, Mapping):
+            raise UserError(f"{name}.{key}: {value!r} is not a mapping of names to values")
     missing = [
         key
         for key, field in fields.items()

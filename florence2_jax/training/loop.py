@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -60,6 +61,7 @@ def run(
     started_s = time.perf_counter()
     job = _prepare(config, workdir)
     state, shardings = init_state(job.make_params, job.optimizer, job.mesh)
+    _check_disk(workdir, state)
     dataset = make_dataset(
         job.store,
         job.tokenizer,
@@ -116,10 +118,12 @@ def _prepare(config: Mapping[str, Any], workdir: Path) -> _Job:
     _check_batch(run, mesh)
     tokenizer = _tokenizer(run, store, workdir)
     model = _fit_vocabulary(run.model, tokenizer, config)
+    optimizer = make_optimizer(run.optimizer, run.total_steps)
+    if run.init.workdir:
+        _check_start(Path(run.init.workdir), tokenizer)
     workdir_lib.claim(workdir, config)
     workdir_lib.save_model(workdir, model, tokenizer)
     workdir_lib.note_environment(workdir, mesh=mesh.shape)
-    optimizer = make_optimizer(run.optimizer, run.total_steps)
     make_params = functools.partial(
         init_params,
         model,
@@ -186,10 +190,12 @@ class _Loop:
                 seconds = time.perf_counter() - started_s
                 self.reporter.say(f"first step after {seconds:.1f} s")
                 self.reporter.report(number, {"first_step_s": seconds})
-                window = Window()
-            if number % self.config.log.every_steps == 0 or number == last_step:
-                self._absorb(window, *pending)
+                window.start_s = time.perf_counter()  # Compiling is no step.
+            is_reported = number % self.config.log.every_steps == 0 or number == last_step
+            if is_reported or number % self.config.checkpoint.every_steps == 0:
+                self._absorb(window, *pending)  # What is not finite is never saved.
                 pending = None
+            if is_reported:
                 self._report(number, window, metrics)
                 window = Window()
             for hook in self.hooks:
@@ -207,8 +213,8 @@ class _Loop:
         if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"]):
             raise UserError(
                 f"step {number}: the loss is {metrics['loss']}, the gradient norm "
-                f"{metrics['grad_norm']}; lower optimizer.peak_lr or raise warmup_steps, and start "
-                "again from the newest checkpoint"
+                f"{metrics['grad_norm']}; start another --workdir with a lower optimizer.peak_lr, "
+                "from this one's newest checkpoint by --config.init.workdir"
             )
         hosts = jax.process_count()
         window.steps += 1
@@ -241,10 +247,30 @@ def _abstract(state: TrainState, shardings: Any) -> TrainState:
 
 def _start_from(workdir: Path, state: TrainState, shardings: Any) -> TrainState:
     """A fresh state with the newest parameters of another run."""
-    if not (workdir / workdir_lib.CHECKPOINTS).is_dir():
-        raise UserError(f"init.workdir: {workdir} holds no checkpoints; give the workdir of a run")
     with Checkpoints(workdir / workdir_lib.CHECKPOINTS) as other:
         return state.replace(params=other.restore_params(_abstract(state, shardings).params))
+
+
+def _check_start(workdir: Path, tokenizer: Tokenizer) -> None:
+    """Refuses parameters that belong to no run, or to another vocabulary."""
+    if not (workdir / workdir_lib.CHECKPOINTS).is_dir():
+        raise UserError(f"init.workdir: {workdir} holds no checkpoints; give the workdir of a run")
+    if workdir_lib.load_model(workdir)[1] != tokenizer:
+        raise UserError(
+            f"init.workdir: {workdir} has another tokenizer than this run; give "
+            f"tokenizer.path={workdir / workdir_lib.TOKENIZER}"
+        )
+
+
+def _check_disk(workdir: Path, state: TrainState) -> None:
+    """Refuses to start where not even one checkpoint fits beside the one it replaces."""
+    needed = 2 * sum(x.nbytes for x in jax.tree.leaves(state)) // jax.process_count()
+    free = shutil.disk_usage(workdir).free
+    if free < needed:
+        raise UserError(
+            f"{workdir}: two checkpoints need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are "
+            "free; make room or give another --workdir"
+        )
 
 
 def _check_batch(config: RunConfig, mesh: Mesh) -> None:

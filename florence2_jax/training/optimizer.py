@@ -2,7 +2,6 @@
 """AdamW with linear warm-up and cosine decay. Source: Florence-2 §6.1, `configs/pretrain.py`."""
 
 import dataclasses
-import difflib
 from typing import Any
 
 import jax
@@ -24,18 +23,13 @@ class OptimizerConfig:
     eps: float = 1e-8
     clip_norm: float = 1.0
 
-    @classmethod
-    def create(cls, **values: Any) -> "OptimizerConfig":
-        """Raises UserError on unknown keys or values out of range."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        for name in values:
-            if name not in names:
-                near = difflib.get_close_matches(name, names) or names
-                raise UserError(f"optimizer.{name}: no such key; did you mean {', '.join(near)}?")
-        config = cls(**values)
-        if not config.peak_lr > 0 or config.warmup_steps < 0 or not config.clip_norm > 0:
-            raise UserError(f"optimizer: peak_lr and clip_norm must be positive, got {config}")
-        return config
+    def __post_init__(self):
+        for name in ("peak_lr", "clip_norm", "eps"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"optimizer.{name}: {getattr(self, name)} must be positive")
+        for name in ("warmup_steps", "weight_decay", "final_lr_ratio"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"optimizer.{name}: {getattr(self, name)} must not be negative")
 
 
 def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -55,7 +49,7 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW; biases, norms and position tables are not decayed."""
+    """Clip by global norm, then AdamW; only kernels are decayed (no biases, norms, embeddings)."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(

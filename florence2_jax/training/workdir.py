@@ -56,7 +56,7 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
                 f"{workdir} belongs to another run: {'; '.join(other)}. Give another --workdir, or "
                 "the run file it was started with"
             )
-    elif workdir.is_dir() and any(workdir.iterdir()):
+    elif workdir.is_dir() and any(path.suffix != ".tmp" for path in workdir.iterdir()):
         raise UserError(f"{workdir} is not empty and holds no run: give another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     _write(path, own)
@@ -82,7 +82,9 @@ def note_environment(workdir: Path, *, mesh: Mapping[str, int]) -> None:
 def save_model(workdir: Path, config: Florence2Config, tokenizer: Tokenizer) -> None:
     """Writes what is needed to open the run's checkpoints."""
     _write(workdir / MODEL, config.to_dict())
-    tokenizer.save(workdir / TOKENIZER)
+    if not (workdir / TOKENIZER).is_dir():
+        tokenizer.save(workdir / "tokenizer.tmp")
+        (workdir / "tokenizer.tmp").rename(workdir / TOKENIZER)  # Whole, or not there.
 
 
 def load_model(workdir: Path) -> tuple[Florence2Config, Tokenizer]:

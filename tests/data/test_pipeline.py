@@ -142,8 +142,8 @@ def test_damaged_records_are_replaced_counted_and_listed(store_with_damage, toke
     assert sorted(indices[flags].tolist()) == [5, 5, 10]  # The next record that can be used.
     lines = [json.loads(line) for line in note.read_text().splitlines()]
     assert {line["index"]: line["reason"].split(":")[0] for line in lines} == {
-        3: "does not decode",
-        4: "does not decode",
+        3: "no image of a known format, or cut off",
+        4: "truncated or damaged",
         9: f"record {store_with_damage[9].id} feeds none of the tasks of this run",
     }
     again = make_dataset(store_with_damage, tokenizer, SPEC, seed=0)
@@ -161,7 +161,10 @@ def test_a_store_of_nothing_but_damage_stops(store, tokenizer, tmp_path):
 def test_a_task_that_no_record_feeds_is_refused(store, tmp_path):
     records = [dataclasses.replace(store[i], questions=()) for i in range(4)]
     write_store(tmp_path / "x", Plan(units={"train": records}, make=broken, job={"test": 3}))
-    with pytest.raises(UserError, match=r"feeds vqa \(learns from question\): set its weight"):
+    with pytest.raises(
+        UserError,
+        match=r"feeds vqa \(learns from question\): import such .* --config\.input\.tasks\.vqa=0",
+    ):
         check_feeds(RecordStore(tmp_path / "x", "train"), SPEC.weights)
     check_feeds(store, SPEC.weights)
 

@@ -34,7 +34,7 @@ def model(small_run):
 def test_it_equals_teacher_forcing(model, asked):
     (params, graph), (image, prompts) = model, asked
     ids, scores = greedy(params, image, prompts, graphdef=graph, max_length=9)
-    logits = merge(graph, params)(image, jnp.asarray(prompts), shift_right(ids))
+    logits = merge(graph, params)(jnp.asarray(image), jnp.asarray(prompts), shift_right(ids))
     log_probs = np.asarray(jax.nn.log_softmax(logits))
     ids, scores = np.asarray(ids), np.asarray(scores)
     assert (ids[:, :, 0][prompts[..., 0] != PAD_ID] == BOS_ID).all()

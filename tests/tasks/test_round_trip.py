@@ -167,3 +167,15 @@ def test_observed_targets_of_the_released_models():  # Facts 3.2.
 def test_echo_is_the_box_of_the_prompt():
     box = (33.0, 142.0, 597.0, 331.0)
     assert write_region_text("car", box, SIZE).text == "car" + coordinates_text(box, SIZE)
+
+
+def test_a_long_outline_is_drawn_with_fewer_points_before_it_is_left_out():
+    angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    ring = np.stack([32 + 20 * np.cos(angles), 32 + 20 * np.sin(angles)], axis=1).ravel()
+    budget = Budget(count=lambda text: text.count("<loc_"), max_tokens=26)
+    task = TASKS["<REGION_TO_SEGMENTATION>"]
+    mask = MaskRegion(polygons=(tuple(ring.tolist()),))
+    target = write_regions(task, [mask], (64, 64), budget=budget)
+    (drawn,) = parse_answer(task, target.text, (64, 64)).regions
+    assert target.num_dropped == 0 and 12 <= len(drawn.polygons[0]) <= 26
+    assert region_area(drawn) > 0.85 * region_area(mask)

@@ -163,5 +163,5 @@ def test_damaged_records_do_not_stop_a_run(small_run, scenes, tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_run(small_run, tmp_path):
     small_run["optimizer"] = dict(peak_lr=1e30, warmup_steps=0)
-    with pytest.raises(UserError, match=r"step \d: the loss is .*lower optimizer\.peak_lr"):
+    with pytest.raises(UserError, match=r"step \d: the loss is .*with a lower optimizer\.peak_lr"):
         loop.run(small_run, tmp_path / "a", console=quiet())
