@@ -180,7 +180,9 @@ class _Loop:
             window.wait_s += time.perf_counter() - waiting_s
             on_device = self._to_device(batch)
             if compiled is None:
+                compiling_s = time.perf_counter()
                 compiled = compile_step(step, state, shardings, on_device, self.mesh)
+                window.start_s += time.perf_counter() - compiling_s  # Compiling is no step.
             state, metrics = compiled(state, on_device)
             if pending is not None:
                 self._absorb(window, *pending)
@@ -190,7 +192,6 @@ class _Loop:
                 seconds = time.perf_counter() - started_s
                 self.reporter.say(f"first step after {seconds:.1f} s")
                 self.reporter.report(number, {"first_step_s": seconds})
-                window.start_s = time.perf_counter()  # Compiling is no step.
             is_reported = number % self.config.log.every_steps == 0 or number == last_step
             if is_reported or number % self.config.checkpoint.every_steps == 0:
                 self._absorb(window, *pending)  # What is not finite is never saved.

@@ -46,7 +46,7 @@ class PredictionRow:
 class MetricRow:
     """A metric over all examples of a task.
 
-    `blind` is its value for answers given without seeing the image, None where not measured.
+    `blind` is its value for answers given to the image of another record, None if not measured.
     """
 
     task: str
@@ -66,7 +66,7 @@ def metrics_table(summary: Sequence[MetricRow]) -> str:
         '<th class="num">Model</th><th class="num">Blind</th><th class="bars"></th>'
         f'<th class="num">Examples</th></tr></thead><tbody>{rows}</tbody></table>'
         '<p class="soft key"><i></i>the model<i class="blind"></i>image-blind: the same questions '
-        "answered without seeing the image; a model that looks must do better</p>"
+        "answered about the image of another record; a model that looks must do better</p>"
     )
 
 

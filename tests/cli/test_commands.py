@@ -41,7 +41,7 @@ def test_every_command_has_help_with_an_example(capsys):
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code == 0
-        assert f"florence2-jax {command}" in capsys.readouterr().out.split("example")[1]
+        assert f"florence2-jax {command}" in capsys.readouterr().out.rpartition("example")[2]
 
 
 def test_predict_answers_every_task(workdir, photo, tmp_path, capsys):
@@ -68,7 +68,7 @@ def test_predict_reads_a_folder_and_sets_damage_aside(workdir, photo, tmp_path, 
     read = json.loads(report.read_text())
     assert len(read["answers"]) == 2
     assert [Path(row["image"]).name for row in read["set_aside"]] == ["broken.jpg"]
-    assert "set aside, truncated or damaged" in capsys.readouterr().out
+    assert "set aside, no image of a known format" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_evaluate_prints_every_task_beside_the_blind_baseline(workdir, scenes, tmp_path, capsys):
