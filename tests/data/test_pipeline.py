@@ -26,7 +26,7 @@ from florence2_jax.typing import UserError
 SPEC = BatchSpec(
     batch_size=8,
     num_prompts=3,
-    prompt_length=24,
+    prompt_length=64,
     target_length=40,
     image_size=(64, 64),
     weights=parse_weights({"all": 1.0}),
@@ -50,10 +50,22 @@ def same(a: dict, b: dict) -> bool:
 def test_a_batch_is_what_it_says(store, tokenizer):
     batch = make_dataset(store, tokenizer, SPEC, seed=0)[0]
     assert batch["image"].dtype == np.uint8 and batch["image"].shape == (8, 64, 64, 3)
-    for ids in (*batch["prompt_ids"].reshape(-1, 24), *batch["target_ids"].reshape(-1, 40)):
+    for ids in (*batch["prompt_ids"].reshape(-1, 64), *batch["target_ids"].reshape(-1, 40)):
         real = ids[ids != PAD_ID]
         assert real[0] == BOS_ID and real[-1] == EOS_ID and (ids[len(real) :] == PAD_ID).all()
     assert (batch["task_ids"] >= 0).all() and not batch["is_substitute"].any()
+
+
+def test_a_prompt_that_does_not_fit_is_left_out_whole_and_counted(store, tokenizer):
+    short = dataclasses.replace(SPEC, prompt_length=20)
+    batch = make_dataset(store, tokenizer, short, seed=0)[0]
+    missing = batch["task_ids"] < 0
+    assert missing.any() and not missing.all(axis=1).any()
+    assert (batch["prompt_ids"][missing] == PAD_ID).all()
+    assert (batch["target_ids"][missing] == PAD_ID).all()
+    assert batch["num_dropped"].sum() >= missing.sum()
+    for ids in batch["prompt_ids"][~missing]:
+        assert ids[ids != PAD_ID][-1] == EOS_ID
 
 
 def test_targets_are_those_of_the_record(store, tokenizer):

@@ -80,7 +80,7 @@ def test_training_lowers_the_loss(small_run, tmp_path):
     run["optimizer"] = dict(peak_lr=3e-3, warmup_steps=5)
     loop.run(run, tmp_path / "a", console=quiet())
     history = losses(tmp_path / "a")
-    assert history[60] < 0.75 * history[20]
+    assert history[60] < history[20] - 1  # Nats per token; the first report is already trained.
 
 
 def test_a_run_may_start_from_another_s_parameters(small_run, tmp_path):
