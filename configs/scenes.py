@@ -17,7 +17,7 @@ def get_config(records: str = "runs/scenes-records") -> ConfigDict:
     c.model.text.encoder_layers = 1
     c.input = dict(records=records, split="train", batch_size=16, num_prompts=8)
     c.input.update(prompt_length=26, target_length=28, order="raster", num_threads=1)
-    # What names things teaches to look; until a model looks, boxes and outlines teach it little.
+    # A guess: what names things may teach to look sooner. Not measured against equal weights.
     c.input.tasks = dict(all=1.0, caption=2.0, vqa=2.0, od=2.0, ocr=2.0, region_to_ocr=2.0)
     c.input.tasks.update(region_to_category=3.0, region_to_description=2.0)
     c.tokenizer = dict(train_size=600)

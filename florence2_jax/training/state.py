@@ -52,8 +52,8 @@ class InitConfig:
     tuning after pre-training). `locations="ordinal"` starts the rows of the 1,000 location tokens
     and the image's row and column positions as sines and cosines of their place, so that near
     places look alike from the first step; "normal" is as released. `scale="fan_in"` gives every
-    dense matrix the deviation `inputs**-0.5` in place of the released 0.02, which suits widths
-    around 2,500 and nearly silences narrow layers. Ours.
+    dense matrix the deviation `inputs**-0.5` in place of the released 0.02, which is that
+    rule at 2,500 inputs. Ours.
     """
 
     workdir: str = ""

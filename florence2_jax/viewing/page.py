@@ -55,6 +55,7 @@ def score_text(value: float) -> str:
 
 
 def plural(count: int, noun: str) -> str:
+    """`1 region`, `2 regions`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
