@@ -65,7 +65,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     console, rows, set_aside = Console(), [], []
     for path in paths:
         try:
-            image = decode(path.read_bytes())
+            image = decode(path.read_bytes(), upright=True)
         except ImageError as error:
             set_aside.append({"image": str(path), "reason": str(error)})
             console.print(f"{path}: set aside, {error}", style="yellow", markup=False)

@@ -6,21 +6,21 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from PIL import Image
 
-from florence2_jax.records.checks import ImageError, open_image
+from florence2_jax.records.checks import open_image, to_rgb
 from florence2_jax.typing import Size
 
 
-def decode(data: bytes) -> Image.Image:
-    """An image in RGB at its own size; EXIF orientation is not applied, boxes are of stored pixels.
+def decode(data: bytes, *, upright: bool = False) -> Image.Image:
+    """The first frame of an image in RGB, at its own size.
+
+    Args:
+        upright: turn it as its EXIF orientation says, as a viewer shows it. Records are not turned:
+            their boxes are of the stored pixels.
 
     Raises:
         ImageError: if it is damaged, truncated, of an unknown kind or too large.
     """
-    image = open_image(data)
-    try:
-        return image.convert("RGB")
-    except Exception as error:  # Pillow's readers raise whatever broken bytes lead to.
-        raise ImageError("truncated or damaged") from error
+    return to_rgb(open_image(data), upright=upright)
 
 
 def resize(image: Image.Image, size: Size) -> UInt8[NDArray, "Y X 3"]:

@@ -84,6 +84,45 @@ def check_decodes(image: Image.Image) -> None:
         raise ImageError("truncated or damaged") from error
 
 
+def to_rgb(image: Image.Image, *, upright: bool = False) -> Image.Image:
+    """The pixels as 8-bit RGB, of the first frame.
+
+    Where something shines through, white is behind it; 16 bits lose their lower eight. Pillow's own
+    conversion would show the hidden colours of transparent pixels and clip 16 bits to white.
+
+    Args:
+        upright: turn the image as its EXIF orientation says; its size may change.
+
+    Raises:
+        ImageError: if it is truncated or damaged, or has pixels of no defined range.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image.load()
+            if upright and _orientation(image) != 1:
+                image = ImageOps.exif_transpose(image)
+            if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+                image = _from_deep(image)
+            elif image.has_transparency_data:
+                image = image.convert("RGBA")
+                white = Image.new("RGBA", image.size, "white")
+                image = Image.alpha_composite(white, image)
+            return image.convert("RGB")
+    except ImageError:
+        raise
+    except Exception as error:  # As in `open_image`.
+        raise ImageError("truncated or damaged") from error
+
+
+def _from_deep(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, which Pillow may hold in 32, as grey of 8."""
+    pixels = np.asarray(image)
+    if image.mode == "F" or (image.mode == "I" and not 0 <= pixels.min() <= pixels.max() < 2**16):
+        raise ImageError("its pixels have no defined range: save it with 8 or 16 bits")
+    return Image.fromarray((pixels.astype(np.uint32) >> 8).astype(np.uint8))
+
+
 def mend_image(
     data: bytes, ledger: Ledger, where: str, *, stated_size: tuple[Any, Any] | None = None
 ) -> MendedImage | None:
@@ -101,7 +140,7 @@ def mend_image(
         ledger.set_aside("image", str(error), where=where)
         return None
     if format_ not in _KEPT_FORMATS:
-        data = _as_png(open_image(data).convert("RGB"))
+        data = _as_png(to_rgb(open_image(data)))
         ledger.repair("image", f"{format_} stored as PNG")
     stated = _whole_numbers(stated_size)
     if stated == size:
@@ -113,7 +152,7 @@ def mend_image(
             ledger.repair("image", "size taken from the file, the annotation has none")
         return MendedImage(data=data, size=size)
     if stated == size[::-1] and orientation >= 5:
-        turned = ImageOps.exif_transpose(open_image(data)).convert("RGB")
+        turned = to_rgb(open_image(data), upright=True)
         ledger.repair("image", "turned as its EXIF orientation says, stored as PNG")
         return MendedImage(data=_as_png(turned), size=turned.size)
     if max(abs(a - b) for a, b in zip(stated, size, strict=True)) <= 1:

@@ -4,7 +4,11 @@
 The data position and the RNG are functions of the step, so that a step is all there is to restore.
 """
 
-from collections.abc import Mapping
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,8 @@ from florence2_jax.typing import UserError
 class Checkpoints:
     """The checkpoints under one directory, saved in the background.
 
-    Use as a context manager: leaving it waits for the last save.
+    Use as a context manager: leaving it waits for the last save. A disk that refuses to be written
+    (full, over quota) is a UserError, raised by the save or by what comes after it.
     """
 
     def __init__(self, directory: Path, *, every_steps: int = 1, keep: int | None = None):
@@ -35,8 +40,11 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            with _disk_errors(self.directory):
+                self._manager.wait_until_finished()
+        finally:
+            self._manager.close()
 
     def latest_step(self) -> int | None:
         """The newest step that was saved to its end."""
@@ -51,7 +59,8 @@ class Checkpoints:
             params=ocp.args.StandardSave(state.params),
             training=ocp.args.StandardSave(training),
         )
-        self._manager.save(step, args=items, force=force)
+        with _disk_errors(self.directory):
+            self._manager.save(step, args=items, force=force)
 
     def restore(self, abstract: TrainState) -> TrainState:
         """The newest state, in the shardings of `abstract` (sharded `ShapeDtypeStruct` leaves)."""
@@ -93,6 +102,25 @@ class Checkpoints:
             f"the checkpoint of step {step} in {self.directory} is of another model: "
             f"{'; '.join(offenders[:3])}{' ...' if len(offenders) > 3 else ''}"
         )
+
+
+_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def _disk_errors(directory: Path) -> Iterator[None]:
+    """Turns a refused write into one line. TensorStore tells the errno only in its text."""
+    try:
+        yield
+    except Exception as error:
+        told = re.search(r"os_error_code='(\d+)'", str(error))
+        code = int(told[1]) if told else getattr(error, "errno", None)
+        if code not in _DISK_REFUSES:
+            raise
+        raise UserError(
+            f"{directory}: a checkpoint could not be written to its end ({os.strerror(code)}); "
+            "older ones are whole. Make room and run the same command again"
+        ) from error
 
 
 def _named(tree: Mapping[str, Any]) -> dict[str, Any]:

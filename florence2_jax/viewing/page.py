@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from florence2_jax.records.checks import ImageError, open_image
+from florence2_jax.records.checks import open_image, to_rgb
 from florence2_jax.typing import Box, Size
 from florence2_jax.viewing.draw import Ring, ink_on
 from florence2_jax.viewing.look import SCRIPT, STYLE
@@ -92,12 +92,9 @@ def image_uri(data: bytes) -> str:
     image = open_image(data)
     kind = _MIME_TYPES.get(image.format or "")
     if kind is None or len(data) > _KEPT_BYTES:
-        try:
-            image.draft("RGB", (_SHRUNK_SIDE_PX, _SHRUNK_SIDE_PX))  # JPEG: decodes what is needed.
-            image = image.convert("RGB")
-            image.thumbnail((_SHRUNK_SIDE_PX, _SHRUNK_SIDE_PX))
-        except Exception as error:  # Pillow's decoders raise whatever broken bytes lead to.
-            raise ImageError("the image does not decode") from error
+        image.draft("RGB", (_SHRUNK_SIDE_PX, _SHRUNK_SIDE_PX))  # JPEG: decodes what is needed.
+        image = to_rgb(image)
+        image.thumbnail((_SHRUNK_SIDE_PX, _SHRUNK_SIDE_PX))
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=88)
         kind, data = "image/jpeg", buffer.getvalue()
