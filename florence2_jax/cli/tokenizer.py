@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     train = actions.add_parser(
         "train",
         help="train a SentencePiece model on a store's texts",
-        description="Trains a SentencePiece unigram model with byte fallback; the 1,024 tokens of "
+        description="Trains a SentencePiece BPE model with byte fallback; the 1,024 tokens of "
         "Florence-2 follow its pieces.",
         epilog=_EXAMPLES,
     )
@@ -54,5 +54,6 @@ def _train(args: argparse.Namespace) -> dict[str, Any]:
     Console().print(
         f"{args.folder}: {len(tokenizer)} ids, <loc_0> is {tokenizer.first_location_id}",
         highlight=False,
+        soft_wrap=True,
     )
     return report

@@ -78,8 +78,11 @@ class RegionsAnswer:
 Answer: TypeAlias = TextAnswer | RegionsAnswer
 
 _CONTROL = re.compile(r"<s>|</s>|<pad>")
-_LOCATION = re.compile(r"<loc_(\d{1,3})>")
-_ITEM = re.compile(r"(.*?)((?:<loc_\d{1,3}>|<poly>|</poly>|<sep>)+)", re.DOTALL)
+_BIN = "(?:0|[1-9][0-9]{0,2})"  # As the tokens spell it: `<loc_07>` and `<loc_٧>` are words.
+_LOCATION = re.compile(f"<loc_({_BIN})>")
+_MARK = f"<loc_{_BIN}>|<poly>|</poly>|<sep>"
+# Behind the marks, at the very end of a text, the beginning of one that was cut off.
+_ITEM = re.compile(rf"(.*?)((?:{_MARK})+(?:<[a-z_/0-9]*\Z)?)", re.DOTALL)
 _POLY = re.compile(r"<poly>(.*?)(?:</poly>|$)", re.DOTALL)
 
 
@@ -114,6 +117,11 @@ def _runs(marks: str) -> Iterator[tuple[str, bool]]:
         yield instance.group(1).replace("<poly>", ""), True
         end = instance.end()
     yield marks[end:].replace("</poly>", ""), False
+
+
+def _cut_off(marks: str) -> str:
+    """The beginning of a mark behind the last whole one."""
+    return marks[marks.rfind(">") + 1 :]
 
 
 class _Reader:
@@ -189,7 +197,7 @@ class _Reader:
     def _groups(self, label: str, marks: str, *, num_bins: int) -> Iterator[list[list[float]]]:
         bins = _LOCATION.findall(marks)
         whole = len(bins) // num_bins * num_bins
-        rest = "".join(f"<loc_{k}>" for k in bins[whole:])
+        rest = "".join(f"<loc_{k}>" for k in bins[whole:]) + _cut_off(marks)
         if rest:  # With its label, if that got no region at all.
             self.keep(rest if whole else label + rest)
         points, _ = self._points("".join(f"<loc_{k}>" for k in bins[:whole]))
@@ -197,8 +205,8 @@ class _Reader:
             yield points[start : start + num_bins // 2]
 
     def _points(self, marks: str) -> tuple[list[list[float]], str]:
-        """Bin centres in pixels, and an odd last mark that has no partner."""
+        """Bin centres in pixels, and what is left: an odd last mark, the beginning of one."""
         bins = _LOCATION.findall(marks)
-        rest = f"<loc_{bins[-1]}>" if len(bins) % 2 else ""
+        rest = (f"<loc_{bins[-1]}>" if len(bins) % 2 else "") + _cut_off(marks)
         pairs = np.array(bins[: len(bins) // 2 * 2], np.int32).reshape(-1, 2)
         return dequantize(pairs, self.size).tolist(), rest

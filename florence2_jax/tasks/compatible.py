@@ -26,17 +26,8 @@ from florence2_jax.tasks.answers import (
 )
 from florence2_jax.tasks.registry import Task
 from florence2_jax.text.locations import NUM_BINS
+from florence2_jax.text.phrases import BANNED_PHRASES
 from florence2_jax.typing import Size
-
-_BANNED_WORDS = """it I me mine you your yours he him his she her hers they them their theirs one
-oneself we us our ours its myself yourself himself herself itself ourselves yourselves themselves
-this that these those who whom whose which what all another any anybody anyone anything each
-everybody everyone everything few many nobody none several some somebody someone something image
-images the a an lots"""
-BANNED_PHRASES = frozenset(_BANNED_WORDS.split()) | {
-    "each other", "one another", "the image", "a group", "other objects", "a set",
-}  # fmt: skip
-"""Phrases that the released processors drop from grounding answers, compared case by case."""
 
 _LOC = r"<loc_(\d+)>"
 _LABEL_END = r"<od>|</od>|<box>|</box>|<bbox>|</bbox>|<loc_"

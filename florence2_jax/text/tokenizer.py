@@ -1,109 +1,94 @@
 # SPDX-License-Identifier: Apache-2.0
 """Text <-> ids: a base tokenizer followed by the 1,024 added tokens of Florence-2, in their order.
 
-The base is a SentencePiece model trained by `florence2-jax tokenizer`. Its first ids are those of
-BART (`<s> <pad> </s> <unk>`), so that everything after it sees one layout:
-
-    0 <s>   1 <pad>   2 </s>   3 <unk>   4.. pieces   B.. the 1,024 added tokens   B+1024 <image>
-
-Source: the order of the added tokens is that of the released processors.
+The base is a SentencePiece model, which `florence2-jax tokenizer train` makes, or BART's
+byte-level BPE from a Hugging Face folder, with which the released models were trained. Both have
+the layout that `vocabulary.py` draws, and everything after them sees that layout only.
 """
 
+import functools
+import hashlib
 import io
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import sentencepiece
+import tokenizers
 
-from florence2_jax.text.locations import NUM_BINS
+from florence2_jax.text import fast as fast_lib
+from florence2_jax.text.vocabulary import (
+    ADDED_TOKENS,
+    BOS,
+    BOS_ID,
+    CONTROL_TOKENS,
+    DECODER_START_ID,
+    EOS,
+    EOS_ID,
+    IMAGE_TOKEN,
+    MASK_TOKEN,
+    PAD,
+    PAD_ID,
+    SPECIAL_PATTERN,
+    SPELLING_PATTERN,
+    UNK,
+    UNK_ID,
+    neutralize,
+    special_ids,
+)
 from florence2_jax.typing import UserError
 
-BOS, PAD, EOS, UNK = "<s>", "<pad>", "</s>", "<unk>"
-BOS_ID, PAD_ID, EOS_ID, UNK_ID = range(4)
-DECODER_START_ID = EOS_ID
+__all__ = [
+    "ADDED_TOKENS", "BOS", "BOS_ID", "DECODER_START_ID", "EOS", "EOS_ID", "IMAGE_TOKEN", "PAD",
+    "PAD_ID", "UNK", "UNK_ID", "Tokenizer", "neutralize",
+]  # fmt: skip
 
-# "desciption": spelt as shipped.
-_TASK_TOKENS = """<cap> </cap> <ncap> </ncap> <dcap> </dcap> <grounding> </grounding> <seg> </seg>
-<sep> <region_cap> </region_cap> <region_to_desciption> </region_to_desciption> <proposal>
-</proposal> <poly> </poly> <and>""".split()
-
-ADDED_TOKENS: tuple[str, ...] = (
-    *("<od>", "</od>", "<ocr>", "</ocr>"),
-    *(f"<loc_{k}>" for k in range(NUM_BINS)),
-    *_TASK_TOKENS,
-)
-IMAGE_TOKEN = "<image>"  # Only in native transformers vocabularies; never in our texts.
-
-_CONTROL = (BOS, PAD, EOS, UNK)
-_SPECIAL_PATTERN = re.compile(
-    "|".join([r"<loc_(?:0|[1-9]\d{0,2})>", *map(re.escape, (*_CONTROL, IMAGE_TOKEN))])
-    + "|"
-    + "|".join(re.escape(t) for t in ADDED_TOKENS if not t.startswith("<loc_"))
-)
 _MODEL_FILE = "tokenizer.model"
 _ADDED_FILE = "added_tokens.json"
-
-
-def neutralize(text: str) -> str:
-    """Rewrites text that spells a special token: `<loc_5>` becomes `‹loc_5>`.
-
-    Labels and captions are data. One that reads `<loc_5>` or `</s>` would otherwise turn into a
-    location, or the end of the target, when it is tokenized.
-    """
-    return _SPECIAL_PATTERN.sub(lambda match: "‹" + match.group()[1:], text)
 
 
 class Tokenizer:
     """Ids of a base vocabulary and of the added tokens behind it.
 
-    `encode` never splits an added token and `decode(encode(text)) == text` for any text without
-    `▁` (U+2581, which SentencePiece reads as a blank).
+    `encode` never splits an added token. `decode(encode(text)) == text` for any text, except that
+    SentencePiece reads `▁` (U+2581) as a blank and BART drops blanks before `<mask>`. Two
+    tokenizers are equal when they give every text the same ids.
     """
 
-    def __init__(self, base: sentencepiece.SentencePieceProcessor):
-        ids = [base.piece_to_id(token) for token in _CONTROL]
-        if ids != [BOS_ID, PAD_ID, EOS_ID, UNK_ID]:
-            raise UserError(
-                f"the SentencePiece model has {_CONTROL} at {ids}, expected ids 0 to 3: "
-                "train it with `florence2-jax tokenizer train`"
-            )
+    def __init__(self, base: "_Base"):
         self._base = base
-        self._offset = base.get_piece_size()
-        self._added = {token: self._offset + i for i, token in enumerate(ADDED_TOKENS)}
-        self._special = dict(zip(_CONTROL, range(4), strict=True)) | self._added
-        self._special[IMAGE_TOKEN] = self._offset + len(ADDED_TOKENS)
-        self._names = {index: token for token, index in self._special.items()}
+        self._specials = special_ids(len(base.pieces))
+        self._tokens = [*base.pieces, *ADDED_TOKENS, IMAGE_TOKEN]
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """Reads the files `save` wrote. Raises UserError if they are missing or do not fit."""
-        path = Path(folder) / _MODEL_FILE
-        if not path.is_file():
-            raise UserError(
-                f"{folder} holds no {_MODEL_FILE}: `florence2-jax tokenizer train` makes one"
-            )
-        try:
-            base = sentencepiece.SentencePieceProcessor(model_proto=path.read_bytes())
-        except RuntimeError as error:
-            raise UserError(f"{path} is not a SentencePiece model: {error}") from error
-        tokenizer = cls(base)
-        try:
-            added = json.loads((Path(folder) / _ADDED_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{folder}/{_ADDED_FILE} cannot be read ({error}): copy it again"
-            ) from error
-        if added != tokenizer._added:
-            raise UserError(
-                f"{folder}/{_ADDED_FILE} does not continue {_MODEL_FILE} in Florence-2's order"
-            )
-        return tokenizer
+        """Reads a folder of `save`, of BART or of Florence-2 (Microsoft's or native, our export).
+
+        Where a folder of BART's vocabulary lacks the added tokens, as Microsoft's do, they are put
+        behind it.
+
+        Raises:
+            UserError: if the folder holds no tokenizer, a damaged one or one of another layout.
+        """
+        folder = Path(folder)
+        if (folder / _MODEL_FILE).is_file():
+            return cls(_read_sentencepiece(folder))
+        if (folder / fast_lib.TOKENIZER_FILE).is_file():
+            return cls(_Fast(fast_lib.read_tokenizer_json(folder / fast_lib.TOKENIZER_FILE)))
+        if (folder / fast_lib.VOCAB_FILE).is_file():
+            return cls(_Fast(fast_lib.read_vocab_and_merges(folder)))
+        raise UserError(
+            f"{folder} holds no {_MODEL_FILE}, {fast_lib.TOKENIZER_FILE} or {fast_lib.VOCAB_FILE}: "
+            "give a tokenizer's folder; `florence2-jax tokenizer train` makes one"
+        )
 
     @classmethod
     def train(cls, texts: Iterable[str], *, vocab_size: int) -> "Tokenizer":
-        """Trains a SentencePiece unigram model with byte fallback; nothing is normalised away.
+        """Trains a SentencePiece BPE model with byte fallback; nothing is normalised away.
+
+        BPE rather than unigram: on the small vocabularies of closed worlds it writes the same
+        texts in fewer tokens, and `to_fast` can express it exactly.
 
         Args:
             texts: what prompts and targets are written with; all are held in memory.
@@ -113,7 +98,9 @@ class Tokenizer:
         Raises:
             UserError: if there is no text, or `vocab_size` leaves no room for letters.
         """
-        lines = [line for text in texts for line in text.split("\n") if line]
+        # A special token is never split, so that no piece should learn to spell one.
+        parts = (part for text in texts for part in SPELLING_PATTERN.split(text))
+        lines = [line for part in parts for line in part.split("\n") if line]
         if not lines:
             raise UserError("no texts to train a tokenizer on: is the store empty?")
         if vocab_size < 300:
@@ -123,7 +110,7 @@ class Tokenizer:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter(lines),
                 model_writer=model,
-                model_type="unigram",
+                model_type="bpe",
                 vocab_size=vocab_size,
                 hard_vocab_limit=False,
                 character_coverage=1.0,
@@ -145,52 +132,216 @@ class Tokenizer:
             )
         except RuntimeError as error:
             raise UserError(f"SentencePiece cannot train {vocab_size} pieces: {error}") from error
-        return cls(sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()))
+        return cls(_SentencePiece(model.getvalue(), "the trained model"))
 
     def save(self, folder: Path) -> None:
-        """Writes the base model and the added tokens."""
+        """Writes what `load` reads: a SentencePiece model with its added tokens, or one JSON."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _MODEL_FILE).write_bytes(self._base.serialized_model_proto())
-        added = json.dumps(self._added, indent=0)
-        (folder / _ADDED_FILE).write_text(added, encoding="utf-8")
+        for name, content in self._base.files().items():
+            (folder / name).write_bytes(content)
+
+    def to_fast(self) -> tokenizers.Tokenizer:
+        """The same tokenizer as one of the `tokenizers` library, with the same ids for every text.
+
+        It surrounds a text by `<s>` and `</s>` unless `add_special_tokens=False`.
+
+        Raises:
+            UserError: for a SentencePiece unigram model, which the library reads differently.
+        """
+        return self._base.to_fast()
+
+    @functools.cached_property
+    def _identity(self) -> bytes:
+        try:
+            content = self.to_fast().to_str().encode()
+        except UserError:  # What only SentencePiece can run is known by its model.
+            content = self._base.files()[_MODEL_FILE]
+        return hashlib.sha256(content).digest()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tokenizer):
             return NotImplemented
-        return self._base.serialized_model_proto() == other._base.serialized_model_proto()
+        return self._identity == other._identity
 
     def __hash__(self) -> int:
-        return hash(self._base.serialized_model_proto())
+        return hash(self._identity)
 
     def __len__(self) -> int:
         """Number of ids, `<image>` included: the model's `vocab_size`."""
-        return self._offset + len(ADDED_TOKENS) + 1
+        return len(self._tokens)
 
     @property
     def first_location_id(self) -> int:
         """The id of `<loc_0>`; bin `k` has the id `k` higher."""
-        return self._added["<loc_0>"]
+        return self._specials["<loc_0>"]
+
+    def piece_bytes(self, index: int) -> bytes | None:
+        """What a piece adds to the UTF-8 of a text; None for control, added and other special ids.
+
+        A piece need not begin or end where a character does.
+        """
+        piece = self._tokens[index]
+        if not len(CONTROL_TOKENS) <= index < len(self._base.pieces) or piece == MASK_TOKEN:
+            return None
+        if isinstance(self._base.decoder, tokenizers.decoders.ByteLevel):
+            known = _BYTE_LEVEL.keys() >= set(piece)
+            return bytes(_BYTE_LEVEL[c] for c in piece) if known else piece.encode()
+        if piece in fast_lib.BYTE_PIECES:
+            return bytes([fast_lib.BYTE_PIECES.index(piece)])
+        return piece.replace(fast_lib.BLANK, " ").encode()
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without `<s>` and `</s>` unless it spells them."""
+        return self._base.encode(text)
+
+    def decode(self, ids: Sequence[int], *, keep_control: bool = False) -> str:
+        """The text of ids; `<s>`, `</s>`, `<pad>` and `<unk>` are left out unless kept.
+
+        Raises:
+            ValueError: for an id that is not in the vocabulary.
+        """
+        tokens = []
+        for index in map(int, ids):
+            if not 0 <= index < len(self):
+                raise ValueError(f"id {index} is outside the vocabulary of {len(self)}")
+            if keep_control or index >= len(CONTROL_TOKENS):
+                tokens.append(self._tokens[index])
+        return self._base.decoder.decode(tokens)
+
+
+class _Base(Protocol):
+    """One kind of tokenizer: `pieces` are those before the added tokens, by id."""
+
+    pieces: list[str]
+
+    @property
+    def decoder(self) -> tokenizers.decoders.Decoder: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def to_fast(self) -> tokenizers.Tokenizer: ...
+
+    def files(self) -> dict[str, bytes]: ...
+
+
+class _Fast:
+    """A tokenizer of `fast.py`, the added tokens in it."""
+
+    def __init__(self, fast: tokenizers.Tokenizer):
+        self._fast = fast
+        vocab = fast.get_vocab(with_added_tokens=False)
+        self.pieces = sorted(vocab, key=vocab.__getitem__)
+
+    @property
+    def decoder(self) -> tokenizers.decoders.Decoder:
+        return self._fast.decoder
+
+    def encode(self, text: str) -> list[int]:
+        return self._fast.encode(text, add_special_tokens=False).ids
+
+    def to_fast(self) -> tokenizers.Tokenizer:
+        return tokenizers.Tokenizer.from_str(self._fast.to_str())  # Theirs to change.
+
+    def files(self) -> dict[str, bytes]:
+        return {fast_lib.TOKENIZER_FILE: self._fast.to_str(pretty=True).encode()}
+
+
+class _SentencePiece:
+    """A SentencePiece model that changes no text; `name` is what errors call it."""
+
+    def __init__(self, model: bytes, name: str):
+        try:
+            base = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise UserError(
+                f"{name} is not a SentencePiece model, or damaged ({error}): copy it again"
+            ) from error
+        self._base, self._name = base, name
+        self.pieces = [base.id_to_piece(i) for i in range(base.get_piece_size())]
+        if tuple(self.pieces[:4]) != CONTROL_TOKENS:
+            raise UserError(
+                f"{name} has {self.pieces[:4]} at ids 0 to 3, expected {list(CONTROL_TOKENS)}: "
+                "train it with `florence2-jax tokenizer train`"
+            )
+        probe = "  a\u3000ﬁ  e\u0301 "
+        bytes_missing = set(fast_lib.BYTE_PIECES) - set(self.pieces)
+        if base.normalize(probe) != probe.replace(" ", fast_lib.BLANK) or bytes_missing:
+            raise UserError(
+                f"{name} normalises texts, or has no pieces for single bytes, so that decoding "
+                "would not restore them: train it with `florence2-jax tokenizer train`"
+            )
+        self._specials = special_ids(len(self.pieces))
+
+    @property
+    def decoder(self) -> tokenizers.decoders.Decoder:
+        return _SENTENCEPIECE_DECODER
+
+    def encode(self, text: str) -> list[int]:
         ids, start = [], 0
-        for match in _SPECIAL_PATTERN.finditer(text):
-            ids += self._base.encode(text[start : match.start()])
-            ids.append(self._special[match.group()])
+        for match in SPECIAL_PATTERN.finditer(text):
+            if match.start() > start:  # Most locations follow another one.
+                ids += self._base.encode(text[start : match.start()])
+            ids.append(self._specials[match.group()])
             start = match.end()
         return ids + self._base.encode(text[start:])
 
-    def decode(self, ids: Sequence[int], *, keep_control: bool = False) -> str:
-        """The text of ids; `<s>`, `</s>`, `<pad>` and `<unk>` are left out unless kept."""
-        parts: list[str] = []
-        pieces: list[int] = []
-        for index in map(int, ids):
-            name = self._names.get(index)
-            if name is None:
-                pieces.append(index)
-                continue
-            parts.append(self._base.decode(pieces))
-            pieces = []
-            if keep_control or name not in _CONTROL:
-                parts.append(name)
-        return "".join([*parts, self._base.decode(pieces)])
+    def to_fast(self) -> tokenizers.Tokenizer:
+        """Merges are not in the model, but follow from it.
+
+        SentencePiece joins any two neighbours whose union is a piece, highest score first. Which
+        two neighbours make a piece depends on nothing around it, so all ways to cut a piece in two
+        may be listed, at the rank of the piece: only one of them ever comes up.
+        """
+        base = self._base
+        scores = {
+            piece: base.get_score(i)
+            for i, piece in enumerate(self.pieces)
+            if not (base.is_control(i) or base.is_unknown(i) or base.is_byte(i))
+        }
+        is_plain = list(scores.values()) == [-float(i) for i in range(len(scores))]  # As BPE's.
+        if not is_plain or any(map(SPELLING_PATTERN.fullmatch, scores)):
+            raise UserError(
+                f"{self._name} is no plain BPE model, and the tokenizers library would read it "
+                "differently: train one with `florence2-jax tokenizer train`"
+            )
+        merges = [
+            (piece[:cut], piece[cut:])
+            for piece in scores
+            for cut in range(1, len(piece))
+            if piece[:cut] in scores and piece[cut:] in scores
+        ]
+        vocab = {piece: index for index, piece in enumerate(self.pieces)}
+        return fast_lib.sentencepiece_level(vocab, merges)
+
+    def files(self) -> dict[str, bytes]:
+        added = {token: self._specials[token] for token in ADDED_TOKENS}
+        return {
+            _MODEL_FILE: self._base.serialized_model_proto(),
+            _ADDED_FILE: json.dumps(added, indent=0).encode(),
+        }
+
+
+_SENTENCEPIECE_DECODER = fast_lib.sentencepiece_decoder()
+
+# How byte-level BPE writes bytes: visible ones as they are in Latin-1, the others from U+0100 on.
+_VISIBLE = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))
+_BYTE_LEVEL = {chr(byte): byte for byte in _VISIBLE} | {
+    chr(0x100 + i): byte for i, byte in enumerate(sorted(set(range(256)) - set(_VISIBLE)))
+}
+
+
+def _read_sentencepiece(folder: Path) -> _SentencePiece:
+    path = folder / _MODEL_FILE
+    base = _SentencePiece(path.read_bytes(), str(path))
+    try:
+        added = json.loads((folder / _ADDED_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{folder}/{_ADDED_FILE} cannot be read ({error}): copy it again"
+        ) from error
+    if added != json.loads(base.files()[_ADDED_FILE]):
+        raise UserError(
+            f"{folder}/{_ADDED_FILE} does not continue {_MODEL_FILE} in Florence-2's order: copy "
+            "both from one folder"
+        )
+    return base

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from florence2_jax.tasks.answers import MaskRegion, parse_answer
-from florence2_jax.tasks.compatible import BANNED_PHRASES, released_dict
+from florence2_jax.tasks.compatible import released_dict
 from florence2_jax.tasks.registry import TASKS, get_task, prompt_text
+from florence2_jax.text.phrases import BANNED_PHRASES
 from florence2_jax.text.tokenizer import ADDED_TOKENS, BOS, EOS, PAD
 from florence2_jax.typing import UserError
 

@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from florence2_jax.tasks.answers import BoxRegion, MaskRegion, QuadRegion, parse_answer
@@ -72,6 +72,7 @@ def close(a: list[float], b: list[float]) -> bool:
 
 
 @pytest.mark.parametrize("task", REGION_TASKS, ids=lambda t: t.name)
+@settings(deadline=None)
 @given(data=st.data())
 def test_regions_come_back(task, data):
     regions = draw_regions(task, data)
@@ -88,6 +89,7 @@ def test_regions_come_back(task, data):
 
 
 @pytest.mark.parametrize("task", TEXT_TASKS, ids=lambda t: t.name)
+@settings(deadline=None)
 @given(text=LABELS, region=boxes())
 def test_texts_come_back(task, text, region):
     if task.grammar == "text":
@@ -101,6 +103,7 @@ def test_texts_come_back(task, text, region):
 
 
 @pytest.mark.parametrize("task", REGION_TASKS, ids=lambda t: t.name)
+@settings(deadline=None)
 @given(data=st.data())
 def test_a_budget_drops_whole_smallest_regions(task, data):
     regions = draw_regions(task, data, min_size=1)
