@@ -120,9 +120,8 @@ EASY = SceneConfig(
     colors=("red", "yellow", "green", "blue", "purple"),
     word_share=0.4,
     words=("GO", "BUS", "ICE", "ZOO", "CAFE", "STOP"),
-    word_height_shares=(0.24, 0.3),
-    max_word_turn_deg=8,
-    fonts=("regular", "bold", "wide", "round"),
+    word_height_shares=(0.2, 0.26),
+    max_word_turn_deg=15,
 )
 """What a model of two million parameters learns in ten minutes on two CPU cores."""
 
