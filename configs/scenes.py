@@ -21,9 +21,9 @@ def get_config(records: str = "runs/scenes-records") -> ConfigDict:
     # A guess: what names things may teach to look sooner. Not measured against equal weights.
     c.input.tasks = dict(all=1.0, caption=2.0, vqa=2.0, od=2.0, ocr=2.0, region_to_ocr=2.0)
     c.input.tasks.update(region_to_category=3.0, region_to_description=2.0)
-    c.tokenizer = dict(train_size=630)
+    c.tokenizer = dict(path="", train_size=630)
     c.optimizer = dict(peak_lr=7e-4, warmup_steps=60, b2=0.98)
-    c.loss = dict(location_smoothing_bins=10.0)
+    c.loss = dict(location_smoothing_bins=10.0, location_weight=0.6)
     c.init = dict(workdir="", locations="ordinal", scale="fan_in")
     c.mesh = dict(replica=1, fsdp=-1, tensor=1)
     c.checkpoint = dict(every_steps=800, keep=1)

@@ -95,6 +95,7 @@ def test_a_wrong_override_is_named(override, message):
         (("tokenizer", "train_size"), 0, "tokenizer: give its path or its train_size"),
         (("mesh",), {"model": 2}, r"mesh\.model: no such axis"),
         (("loss",), {"location_smoothing_bins": -1.0}, r"loss\.location_smoothing_bins"),
+        (("loss",), {"location_weight": 0.0}, r"loss\.location_weight: 0\.0 must be above 0"),
         (("init",), {"locations": "x"}, r"init\.locations"),
         (("checkpoint", "keep"), 0, r"checkpoint\.keep: 0 must be at least 1"),
     ],

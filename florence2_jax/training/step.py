@@ -17,6 +17,7 @@ from florence2_jax.training.loss import (
     shift_right,
     sums_per_task,
     token_cross_entropy,
+    token_weights,
 )
 from florence2_jax.training.state import TrainState, merge
 
@@ -40,8 +41,9 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update of Florence-2 Eq. 1. Returns the new state and global float32 metrics.
 
-    The loss is summed over target tokens and divided by their global number, so neither padding nor
-    accumulation (`accumulate` equal parts of the batch, one after another) biases it.
+    The loss is summed over target tokens and divided by their global number (or sum of weights), so
+    neither padding nor accumulation (`accumulate` equal parts of the batch, one after another)
+    biases it.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), state.step)
 
@@ -53,7 +55,9 @@ def train_step(
         losses = token_cross_entropy(
             logits, part["target_ids"], loss, first_location_id=first_location_id
         )
-        return losses.sum(), sums_per_task(losses, part["target_ids"], part["task_ids"])
+        weights = token_weights(part["target_ids"], loss, first_location_id=first_location_id)
+        sums = sums_per_task(losses, part["target_ids"], part["task_ids"])
+        return (weights * losses).sum(), (*sums, weights.sum())
 
     def part_gradient(part: dict[str, Any], index: jax.Array | int):
         key = jax.random.fold_in(step_key, index)
@@ -64,13 +68,12 @@ def train_step(
         grads, sums = part_gradient(batch, 0)
     else:
         grads, sums = _accumulate(part_gradient, batch, accumulate)
-    loss_sums, token_sums = sums
-    num_tokens = jnp.maximum(token_sums.sum(), 1.0)
-    grads = jax.tree.map(lambda g: g / num_tokens, grads)
+    loss_sums, token_sums, weight_sum = sums
+    grads = jax.tree.map(lambda g: g / jnp.maximum(weight_sum, 1.0), grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics = {
-        "loss": loss_sums.sum() / num_tokens,
+        "loss": loss_sums.sum() / jnp.maximum(token_sums.sum(), 1.0),
         "num_tokens": token_sums.sum(),
         "grad_norm": optax.tree.norm(grads),
         "task_loss_sums": loss_sums,

@@ -11,6 +11,7 @@ from florence2_jax.training.loss import (
     shift_right,
     sums_per_task,
     token_cross_entropy,
+    token_weights,
 )
 
 
@@ -64,6 +65,14 @@ def test_sums_per_task_count_real_tokens_only(batch):
     assert loss_sums.shape == (len(TASKS),)
     assert token_sums[:4].tolist() == [3 + 5, 5, 0, 10]
     np.testing.assert_allclose(loss_sums.sum(), losses.sum(), rtol=1e-6)
+
+
+def test_locations_may_count_less_than_words_and_padding_never():
+    targets = jnp.array([[[0, 10, 550, 1049, 1050, 2, 1, 1]]])
+    weights = token_weights(targets, LossConfig(location_weight=0.25), first_location_id=50)
+    assert weights.tolist() == [[[1, 1, 0.25, 0.25, 1, 1, 0, 0]]]
+    plain = token_weights(targets, LossConfig(), first_location_id=50)
+    assert plain.tolist() == [[[1, 1, 1, 1, 1, 1, 0, 0]]]
 
 
 def test_smoothing_forgives_the_bin_beside_and_leaves_words_alone():

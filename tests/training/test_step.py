@@ -13,6 +13,7 @@ from florence2_jax.models.config import Florence2Config
 from florence2_jax.parallel.mesh import MeshConfig, make_mesh
 from florence2_jax.parallel.partitioning import batch_sharding
 from florence2_jax.training.config import RunConfig
+from florence2_jax.training.loss import LossConfig
 from florence2_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
 from florence2_jax.training.state import InitConfig, init_params, init_state, model_graph
 from florence2_jax.training.step import compile_step, train_step
@@ -38,13 +39,18 @@ def batch() -> dict:
     }
 
 
-def one_update(config, batch, mesh, *, accumulate=1, steps=2):
+def one_update(config, batch, mesh, *, accumulate=1, steps=2, **options):
     # Plain descent: Adam divides by the gradient's size and would blow rounding up.
     optimizer = optax.sgd(0.5)
     make = functools.partial(init_params, config, jax.random.key(0))
     state, shardings = init_state(make, optimizer, mesh)
     step = functools.partial(
-        train_step, graphdef=model_graph(config), optimizer=optimizer, seed=7, accumulate=accumulate
+        train_step,
+        graphdef=model_graph(config),
+        optimizer=optimizer,
+        seed=7,
+        accumulate=accumulate,
+        **options,
     )
     batch = jax.device_put(batch, batch_sharding(mesh))
     compiled = compile_step(step, state, shardings, batch, mesh)
@@ -70,6 +76,17 @@ def test_eight_devices_equal_one(config, batch, sizes):
         np.testing.assert_allclose(one["loss"], eight["loss"], rtol=1e-5)
         np.testing.assert_allclose(one["grad_norm"], eight["grad_norm"], rtol=1e-4)
     assert_close(alone[0], spread[0], atol=2e-5)  # float32 sums in another order, dropout on.
+
+
+def test_location_weight_changes_the_gradient_and_not_the_reported_loss(config, batch):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    lighter = {"loss": LossConfig(location_weight=0.1), "first_location_id": 370}
+    _, plain = one_update(config, batch, mesh, steps=1)
+    _, light = one_update(config, batch, mesh, steps=1, **lighter)
+    np.testing.assert_allclose(plain[0]["loss"], light[0]["loss"], rtol=1e-6)
+    assert abs(plain[0]["grad_norm"] / light[0]["grad_norm"] - 1) > 0.01
+    _, parts = one_update(config, batch, mesh, steps=1, accumulate=4, **lighter)
+    np.testing.assert_allclose(parts[0]["grad_norm"], light[0]["grad_norm"], rtol=1e-4)
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
