@@ -15,7 +15,7 @@ def get_config(records: str = "runs/scenes-records") -> ConfigDict:
     c.model.davit = dict(depthwise="shift", drop_path_rate=0.0)
     c.model.text = dict(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
     c.model.text.encoder_layers = 1
-    # Few images a step: until it looks, a small model needs updates more than exact gradients.
+    # After 7,200 images batches of 8 and of 16 had learnt the same (one run each).
     c.input = dict(records=records, split="train", batch_size=8, num_prompts=8)
     c.input.update(prompt_length=36, target_length=28, order="raster", num_threads=1)
     # A guess: what names things may teach to look sooner. Not measured against equal weights.
