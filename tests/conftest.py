@@ -9,6 +9,8 @@ import pytest
 # Eight devices before JAX starts, so that sharded and single-device runs compare in one process.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Commands keep compiled programs in the user's cache; tests leave it alone.
+os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,9 @@ def parser() -> argparse.ArgumentParser:
         description="Scores a model's answers to every question a store can ask.",
         epilog=_EXAMPLES,
     )
-    command.add_argument("--model", required=True, metavar="WORKDIR", help="of a `train`")
+    command.add_argument(
+        "--model", required=True, help="workdir of a `train`, folder of transformers, or hub name"
+    )
     command.add_argument("--records", required=True, metavar="DIR", help="a store of records")
     command.add_argument("--split", default="validation", help="(validation)")
     command.add_argument("--tasks", nargs="+", metavar="TASK", help="od caption ... (all)")
@@ -40,6 +42,14 @@ def parser() -> argparse.ArgumentParser:
         "--per-record", type=int, default=4, metavar="N", help="questions per task and record (4)"
     )
     command.add_argument("--batch-size", type=int, default=16, metavar="N", help="images (16)")
+    command.add_argument("--beams", type=int, default=1, metavar="N", help="of the search (1)")
+    command.add_argument(
+        "--ngram",
+        type=int,
+        default=0,
+        metavar="N",
+        help="no sequence of N tokens twice in an answer; 3 in released models, 0 for no rule (0)",
+    )
     command.add_argument(
         "--no-blind", action="store_true", help="leave out the baseline: half the time"
     )
@@ -64,7 +74,9 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
     tasks = [get_task(name) for name in args.tasks] if args.tasks else list(TASKS.values())
     store = RecordStore(args.records, args.split)
-    predictor = Predictor.load(args.model)
+    predictor = Predictor.load(
+        args.model, num_beams=args.beams, no_repeat_ngram_size=args.ngram, task_ngram_sizes={}
+    )
     console = Console()
     with Progress(console=console, transient=True) as progress:
         bar = progress.add_task("evaluating")

@@ -11,6 +11,7 @@ import argparse
 import errno
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ COMMANDS = {
     "train": "pretrain or fine-tune; run again, it goes on where it was",
     "predict": "answer prompts about images: terminal, JSON, drawn pictures",
     "evaluate": "metrics of a model on a store's split, beside an image-blind baseline",
+    "convert": "checkpoints, tokenizer and processor to and from PyTorch, both ways",
     "records": "make, import, check, count and look at FLD records",
     "tokenizer": "train a SentencePiece tokenizer on a store's texts",
 }
@@ -43,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command. Returns the exit status: 0, or 2 for what the user can mend."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = _top_parser().parse_args(argv[:1])
+    _keep_compiled_programs()
     command = importlib.import_module(f"florence2_jax.cli.{arguments.command}")
     # A command may parse by itself; `train` hands what it does not know to the run file.
     parse = getattr(command, "parse", None) or command.parser().parse_args
@@ -86,6 +89,15 @@ def _top_parser() -> argparse.ArgumentParser:
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
+
+
+def _keep_compiled_programs() -> None:
+    """What XLA compiled once is read back by the next start, where the user chose no other place.
+
+    An environment variable, because JAX is not imported yet.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(home / "florence2_jax" / "xla"))
 
 
 def _write_report(path: Path | None, report: dict) -> None:

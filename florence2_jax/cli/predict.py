@@ -10,8 +10,8 @@ from florence2_jax.cli.main import leaf
 from florence2_jax.typing import UserError
 
 if TYPE_CHECKING:
+    from florence2_jax.inference.predictor import Question, TaskInput
     from florence2_jax.tasks.registry import Task
-    from florence2_jax.typing import Size
 
 _EXAMPLES = """examples:
   florence2-jax predict --model runs/scenes --task '<OD>' photo.jpg --draw answers
@@ -32,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
         description="Asks a model about images.",
         epilog=_EXAMPLES,
     )
-    command.add_argument("--model", required=True, metavar="WORKDIR", help="of a `train`")
+    command.add_argument(
+        "--model", required=True, help="workdir of a `train`, folder of transformers, or hub name"
+    )
     command.add_argument(
         "--task", required=True, action="append", metavar="TASK", help="'<OD>' or od; repeatable"
     )
@@ -44,6 +46,13 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--region", metavar="X0,Y0,X1,Y1", help="box in pixels, for tasks that ask about a region"
+    )
+    command.add_argument("--beams", type=int, metavar="N", help="of the search (the model's own)")
+    command.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="of an answer, at most (the model's own)"
+    )
+    command.add_argument(
+        "--grammar", action="store_true", help="write only what parses, see the README"
     )
     command.add_argument("--draw", metavar="DIR", type=Path, help="write the answers as pictures")
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="files or folders")
@@ -61,7 +70,9 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
     tasks = [get_task(name) for name in args.task]
     paths = _image_paths(args.images)
-    predictor = Predictor.load(args.model)
+    given = {"num_beams": args.beams, "max_new_tokens": args.max_new_tokens}
+    options = {name: value for name, value in given.items() if value is not None}
+    predictor = Predictor.load(args.model, is_constrained=args.grammar, **options)
     console, rows, set_aside = Console(), [], []
     for path in paths:
         try:
@@ -70,12 +81,12 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             set_aside.append({"image": str(path), "reason": str(error)})
             console.print(f"{path}: set aside, {error}", style="yellow", markup=False)
             continue
-        questions = [(task, _input(task, args, image.size)) for task in tasks]
+        questions: list[Question] = [(task, _input(task, args)) for task in tasks]
         console.print(f"{path} {image.width} x {image.height}", style="bold", markup=False)
-        for (task, text), one in zip(questions, predictor.ask(image, questions), strict=True):
+        for task, one in zip(tasks, predictor.ask(image, questions), strict=True):
             rows.append(
-                {"image": str(path), "input": text, "raw": one.raw}
-                | {"mean_log_prob": one.mean_log_prob}
+                {"image": str(path), "input": _input(task, args), "raw": one.raw}
+                | {"mean_log_prob": one.mean_log_prob, "text_score": one.scores.text}
                 | one.answer.to_json()
             )
             _show(console, task.name, one.answer)
@@ -107,29 +118,18 @@ def _image_paths(given: Sequence[Path]) -> list[Path]:
     return paths
 
 
-def _input(task: "Task", args: argparse.Namespace, size: "Size") -> str:
-    """What the prompt of one task is filled with."""
-    from florence2_jax.tasks.targets import clean_text
-    from florence2_jax.text.locations import coordinates_text
-
+def _input(task: "Task", args: argparse.Namespace) -> "TaskInput":
+    """What of the flags a task takes."""
     if task.input == "none":
         return ""
     if task.input == "text":
-        if len(args.text) > 1 and task.grammar != "named_boxes":
-            raise UserError(f"{task.token} takes one --text, got {len(args.text)}")
-        return "<and>".join(map(clean_text, args.text))
+        return args.text
     if args.region is None:
         raise UserError(f"{task.token} asks about a region: give --region X0,Y0,X1,Y1 in pixels")
     try:
-        box = [float(value) for value in args.region.split(",")]
+        return [float(value) for value in args.region.split(",")]
     except ValueError as error:
         raise UserError(f"--region {args.region}: {error}") from error
-    if len(box) != 4:
-        raise UserError(f"--region {args.region}: four numbers X0,Y0,X1,Y1 are needed")
-    x0, y0, x1, y1 = box
-    if not (0 <= x0 < x1 <= size[0] and 0 <= y0 < y1 <= size[1]):
-        raise UserError(f"--region {args.region}: not a box inside {size[0]} x {size[1]} px")
-    return coordinates_text(box, size)
 
 
 def _show(console: Any, name: str, answer: Any) -> None:
@@ -149,7 +149,8 @@ def _show(console: Any, name: str, answer: Any) -> None:
             else:
                 points = sum(len(polygon) for polygon in region.polygons) // 2
                 place = f"{len(region.polygons)} polygon(s), {points} points"
-            console.print(f"    [cyan]{escape(region.label)}[/] {place}", highlight=False)
+            score = "" if region.score is None else f"  [dim]{region.score:.2f}[/]"
+            console.print(f"    [cyan]{escape(region.label)}[/] {place}{score}", highlight=False)
     if answer.unparsed:
         rest = escape(" ".join(answer.unparsed))
         console.print(f"    [yellow]could not be read: {rest}[/]", highlight=False)

@@ -180,11 +180,11 @@ def _answer(
     num_prompts: int,
 ) -> Iterator[Answered]:
     images = np.stack([_pixels(predictor, record) for record in seen])
-    prompts = [[example.prompt for example in examples] for _, examples in batch]
+    asked = [[(example.task, example.prompt) for example in examples] for _, examples in batch]
     missing = batch_size - len(batch)  # Every call has one shape: one compilation.
     images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
-    prompts += [[]] * missing
-    ids, scores = predictor.generate(images, prompts, num_prompts=num_prompts)
+    asked += [[]] * missing
+    ids, scores = predictor.generate(images, asked, num_prompts=num_prompts)
     for row, (record, examples) in enumerate(batch):
         for k, example in enumerate(examples):
             prediction = predictor.read(example.task, ids[row, k], scores[row, k], record.size)

@@ -85,6 +85,8 @@ class TextConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation_dropout: float = 0.1
+    # As Microsoft's code does: then an answer depends on how far its prompt is padded.
+    attend_prompt_padding: bool = False
 
     def __post_init__(self):
         sizes = ("d_model", "encoder_layers", "decoder_layers", "num_heads", "mlp_dim")

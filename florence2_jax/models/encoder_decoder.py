@@ -28,13 +28,15 @@ POSITION_OFFSET = 2
 """BART's position tables begin with two rows that are never used."""
 
 Cache: TypeAlias = dict[str, Any]
-"""`{"self": [(k, v), ...], "cross": [(k, v), ...]}`, a pair per decoder layer.
+"""What a decoder remembers of M prompts with W hypotheses (beams, samples) each.
 
-Every leaf is `[M, H, T or S, C]`. Beam search reorders the rows of `"self"`; those of `"cross"` are
-equal among the beams of one prompt.
+`"self"` and `"cross"` have a pair of keys and values per decoder layer. Those of the encoder,
+`[M, H, S, C]`, are kept once per prompt. Those of the decoder, `[M, H, T * W, C]`, are never moved:
+W slots per position, and `"slots"` `int32[M, W, T]` says in which of them each hypothesis finds the
+token at each position. Where beams change places (`reorder_cache`) only that small table does.
 """
 
-Past: TypeAlias = tuple[Float[Array, "M H T C"], Float[Array, "M H T C"]]
+Past: TypeAlias = tuple[Float[Array, "M H TW C"], Float[Array, "M H TW C"]]
 
 
 def _attention(config: TextConfig, *, dtype: str, rngs: nnx.Rngs) -> MultiHeadAttention:
@@ -133,17 +135,22 @@ class DecoderLayer(nnx.Module):
 
     def step(
         self,
-        x: Float[Array, "M 1 D"],
+        x: Float[Array, "M W D"],
         position: Int[Array, ""],
         past: Past,
+        visible: Bool[Array, "M 1 W TW"],
         memory: KeysValues,
         mask: Bool[Array, "M 1 1 S"],
-    ) -> tuple[Float[Array, "M 1 D"], Past]:
-        """One token at `position`. Returns it and `past` with its keys and values written in."""
+    ) -> tuple[Float[Array, "M W D"], Past]:
+        """The token at `position` of W hypotheses per prompt.
+
+        Hypotheses stand where `__call__` has positions: they share keys and values, and `visible`
+        says which are whose. Returns the tokens and `past` with their keys and values written in.
+        """
         k, v = self.self_attn.keys_values(x)
+        start = position * x.shape[1]
         write = jax.lax.dynamic_update_slice_in_dim
-        past = write(past[0], k, position, axis=2), write(past[1], v, position, axis=2)
-        visible = (jnp.arange(past[0].shape[2]) <= position)[None, None, None]
+        past = write(past[0], k, start, axis=2), write(past[1], v, start, axis=2)
         return self.attend(x, past, visible, memory, mask, key=None), past
 
     def attend(self, x, past, visible, memory, mask, *, key: Key) -> Float[Array, "M T D"]:
@@ -180,6 +187,7 @@ class EncoderDecoder(nnx.Module):
     """BART over [image tokens, prompt]. Source: Florence-2 §3, and the released BART configs."""
 
     def __init__(self, config: TextConfig, *, dtype: str, remat: str, scan: bool, rngs: nnx.Rngs):
+        self.attend_prompt_padding = config.attend_prompt_padding
         rows = config.vocab_size, config.padded_vocab_size
         options = {"dtype": dtype, "remat": remat, "scan": scan, "rngs": rngs}
         self.shared = SharedEmbedding(*rows, config.d_model, dtype=dtype, rngs=rngs)
@@ -191,9 +199,8 @@ class EncoderDecoder(nnx.Module):
     ) -> tuple[Float[Array, "M S D"], Bool[Array, "M S"]]:
         """Encoder states of image and prompt, and which of them may be attended (no padding)."""
         x = jnp.concatenate([image_tokens, self.shared(prompt_ids)], axis=1)
-        mask = jnp.concatenate(
-            [jnp.ones(image_tokens.shape[:2], bool), prompt_ids != PAD_ID], axis=1
-        )
+        prompt_mask = (prompt_ids != PAD_ID) | self.attend_prompt_padding
+        mask = jnp.concatenate([jnp.ones(image_tokens.shape[:2], bool), prompt_mask], axis=1)
         return self.encoder(x, mask[:, None, None], key=key), mask
 
     def decode(
@@ -208,8 +215,13 @@ class EncoderDecoder(nnx.Module):
         x = self.decoder(self.shared(decoder_ids), states, mask[:, None, None], key=key)
         return self.shared.logits(x)
 
-    def init_cache(self, states: Float[Array, "M S D"], max_length: int) -> Cache:
+    def init_cache(
+        self, states: Float[Array, "M S D"], max_length: int, *, num_hypotheses: int = 1
+    ) -> Cache:
         """Keys and values of `states` for every decoder layer, and room for `max_length` tokens.
+
+        Args:
+            num_hypotheses: W, continuations of each prompt that are decoded side by side.
 
         Raises:
             ValueError: if `max_length` is more than the model has positions for.
@@ -220,25 +232,42 @@ class EncoderDecoder(nnx.Module):
                 " positions of the decoder (text.max_positions)"
             )
         cross = [layer.cross_attn.keys_values(states) for layer in unstack(self.decoder.layers)]
+        room = max_length * num_hypotheses
         empty = [
-            tuple(jnp.zeros((*x.shape[:2], max_length, x.shape[3]), x.dtype) for x in pair)
+            tuple(jnp.zeros((*x.shape[:2], room, x.shape[3]), x.dtype) for x in pair)
             for pair in cross
         ]
-        return {"self": empty, "cross": cross}
+        slots = jnp.zeros((len(states), num_hypotheses, max_length), jnp.int32)
+        return {"self": empty, "cross": cross, "slots": slots}
 
     def decode_step(
         self,
-        token_ids: Int[Array, "M"],
+        token_ids: Int[Array, "MW"],
         position: Int[Array, ""],
         cache: Cache,
         mask: Bool[Array, "M S"],
-    ) -> tuple[Float[Array, "M V"], Cache]:
-        """Logits after the token at `position` (from 0), and the cache with it."""
-        x = self.decoder.positions(self.shared(token_ids[:, None]), start=position)
+    ) -> tuple[Float[Array, "MW V"], Cache]:
+        """Logits after the tokens at `position` (from 0), W in a row per prompt, and the cache."""
+        num_prompts, width, length = cache["slots"].shape
+        own = jnp.broadcast_to(jnp.arange(width)[None, :, None], (num_prompts, width, 1))
+        slots = jax.lax.dynamic_update_slice_in_dim(cache["slots"], own, position, axis=2)
+        visible = slots[..., None] == jnp.arange(width)  # M W T W
+        visible &= (jnp.arange(length) <= position)[:, None]
+        visible = visible.reshape(num_prompts, 1, width, -1)
+
+        x = self.shared(token_ids.reshape(-1, 1))
+        x = self.decoder.positions(x, start=position).reshape(num_prompts, width, -1)
         pasts = []
         for layer, past, memory in zip(
             unstack(self.decoder.layers), cache["self"], cache["cross"], strict=True
         ):
-            x, past = layer.step(x, position, past, memory, mask[:, None, None])
+            x, past = layer.step(x, position, past, visible, memory, mask[:, None, None])
             pasts.append(past)
-        return self.shared.logits(x[:, 0]), cache | {"self": pasts}
+        logits = self.shared.logits(x.reshape(-1, x.shape[-1]))
+        return logits, cache | {"self": pasts, "slots": slots}
+
+
+def reorder_cache(cache: Cache, parents: Int[Array, "M W"]) -> Cache:
+    """Lets hypothesis `w` of each prompt go on from hypothesis `parents[:, w]`."""
+    slots = jnp.take_along_axis(cache["slots"], parents[:, :, None], axis=1)
+    return cache | {"slots": slots}

@@ -82,7 +82,7 @@ class Florence2(nnx.Module):
         """Encoder states of every (image, prompt), `S = N + L`, and the mask of what is no padding.
 
         Padding of the prompt (`<pad>`, id 1) is masked out, as in `transformers`; the code first
-        released by Microsoft attends to it.
+        released by Microsoft attends to it, and so does `text.attend_prompt_padding`.
         """
         batch, num_prompts, length = prompt_ids.shape
         num_tokens, dim = image_tokens.shape[1:]
@@ -102,24 +102,30 @@ class Florence2(nnx.Module):
         """Float32 logits of the token after each of `decoder_ids`, all positions at once."""
         return self.text.decode(decoder_ids, states, mask, key=_key(rngs))
 
-    def init_cache(self, states: Float[Array, "M S D"], max_length: int) -> Cache:
+    def init_cache(
+        self, states: Float[Array, "M S D"], max_length: int, *, num_hypotheses: int = 1
+    ) -> Cache:
         """What `decode_step` needs besides tokens: see `encoder_decoder.Cache`.
+
+        Args:
+            num_hypotheses: W, continuations of each prompt that are decoded side by side.
 
         Raises:
             ValueError: if `max_length` is more than the model has positions for.
         """
-        return self.text.init_cache(states, max_length)
+        return self.text.init_cache(states, max_length, num_hypotheses=num_hypotheses)
 
     def decode_step(
         self,
-        token_ids: Int[Array, "M"],
+        token_ids: Int[Array, "MW"],
         position: Int[Array, ""] | int,
         cache: Cache,
         mask: Bool[Array, "M S"],
-    ) -> tuple[Float[Array, "M V"], Cache]:
+    ) -> tuple[Float[Array, "MW V"], Cache]:
         """Float32 logits after `token_ids`, which stand at `position` (from 0), and the new cache.
 
-        Pure, so it runs inside `jax.lax.while_loop`. `position` must be below `max_length`.
+        Pure, so it runs inside `jax.lax.while_loop`. `position` must be below `max_length`. The W
+        hypotheses of a prompt stand in a row; `encoder_decoder.reorder_cache` exchanges them.
         """
         return self.text.decode_step(token_ids, jnp.asarray(position, jnp.int32), cache, mask)
 

@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 from rich.console import Console
 
+from florence2_jax.conversion.initial import initialize
 from florence2_jax.data.pipeline import Batch, check_feeds, iterate, make_dataset
 from florence2_jax.data.texts import store_texts
 from florence2_jax.models.config import Florence2Config
@@ -89,6 +90,10 @@ def run(
         elif job.config.init.workdir:
             state = _start_from(Path(job.config.init.workdir), state, shardings)
             reporter.say(f"starting from {job.config.init.workdir}")
+        elif job.initial is not None:
+            state = state.replace(params=jax.device_put(job.initial, shardings.params))
+            sources = filter(None, (job.config.init.bart, job.config.init.davit))
+            reporter.say(f"starting from {' and '.join(sources)}")
         last_step = min(total_steps, stop_after or total_steps)
         loop = _Loop(job.config, job.mesh, reporter, [*hooks, _save_hook(checkpoints)])
         state, scalars = loop.run(job.step, state, shardings, dataset, last_step, started_s)
@@ -106,6 +111,7 @@ class _Job:
     mesh: Mesh
     optimizer: optax.GradientTransformation
     make_params: Callable[[], Any]
+    initial: Any  # Parameters from BART and DaViT, where a run begins with them; else None.
     step: Step
 
 
@@ -121,6 +127,7 @@ def _prepare(config: Mapping[str, Any], workdir: Path) -> _Job:
     optimizer = make_optimizer(run.optimizer, run.total_steps)
     if run.init.workdir:
         _check_start(Path(run.init.workdir), tokenizer)
+    initial = _initial(run, model, tokenizer, workdir)
     workdir_lib.claim(workdir, config)
     workdir_lib.save_model(workdir, model, tokenizer)
     workdir_lib.note_environment(workdir, mesh=mesh.shape)
@@ -140,7 +147,7 @@ def _prepare(config: Mapping[str, Any], workdir: Path) -> _Job:
         loss=run.loss,
         first_location_id=tokenizer.first_location_id,
     )
-    return _Job(run, store, tokenizer, mesh, optimizer, make_params, step)
+    return _Job(run, store, tokenizer, mesh, optimizer, make_params, initial, step)
 
 
 class _Loop:
@@ -250,6 +257,23 @@ def _start_from(workdir: Path, state: TrainState, shardings: Any) -> TrainState:
     """A fresh state with the newest parameters of another run."""
     with Checkpoints(workdir / workdir_lib.CHECKPOINTS) as other:
         return state.replace(params=other.restore_params(_abstract(state, shardings).params))
+
+
+def _initial(
+    run: RunConfig, model: Florence2Config, tokenizer: Tokenizer, workdir: Path
+) -> Any | None:
+    """What `init.bart` and `init.davit` give; None without them, or where the run goes on."""
+    goes_on = any((workdir / workdir_lib.CHECKPOINTS).glob("[0-9]*"))
+    if goes_on or not (run.init.bart or run.init.davit):
+        return None
+    return initialize(
+        model,
+        bart=run.init.bart,
+        davit=run.init.davit,
+        seed=run.seed,
+        init=run.init,
+        tokenizer=tokenizer,
+    )
 
 
 def _check_start(workdir: Path, tokenizer: Tokenizer) -> None:

@@ -49,7 +49,9 @@ class InitConfig:
     """How fresh parameters differ from the released initialisation.
 
     `workdir` starts from the newest parameters of another run of the same sizes (high-resolution
-    tuning after pre-training). `locations="ordinal"` starts the rows of the 1,000 location tokens
+    tuning after pre-training). `bart` and `davit` start the text towers and the image encoder from
+    weights of `facebook/bart-base` and of an ImageNet DaViT: folders or hub names, see
+    `conversion.initial`. `locations="ordinal"` starts the rows of the 1,000 location tokens
     and the image's row and column positions as sines and cosines of their place, so that near
     places look alike from the first step; "normal" is as released. `scale="fan_in"` gives every
     dense matrix the deviation `inputs**-0.5` in place of the released 0.02, which is that
@@ -57,10 +59,16 @@ class InitConfig:
     """
 
     workdir: str = ""
+    bart: str = ""
+    davit: str = ""
     locations: str = "normal"
     scale: str = "released"
 
     def __post_init__(self):
+        if self.workdir and (self.bart or self.davit):
+            raise UserError(
+                "init.workdir gives every parameter: leave out init.bart and init.davit"
+            )
         if self.scale not in ("released", "fan_in"):
             raise UserError(f"init.scale: {self.scale!r} is neither released nor fan_in")
         if self.locations not in ("normal", "ordinal"):

@@ -95,7 +95,7 @@ def test_a_tokenizer_of_its_own(scenes, tmp_path, capsys):
 def test_loading_takes_the_length_of_the_run(workdir):
     predictor = Predictor.load(workdir)
     assert predictor.max_length == 28  # As the run's targets, see configs/scenes.py.
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="holds no model: give a workdir"):
         Predictor.load(workdir.parent)
 
 
@@ -104,12 +104,12 @@ def test_loading_takes_the_length_of_the_run(workdir):
     [
         ("predict --model {w} --task <ODD> {p}", "unknown task '<ODD>'"),
         ("predict --model {w} --task od nowhere.jpg", "nowhere.jpg: no such image or folder"),
-        ("predict --model nowhere --task od {p}", "nowhere holds no run"),
+        ("predict --model nowhere --task od {p}", "nowhere: no such folder, and no hub name"),
         ("predict --model {w} --task vqa {p}", "<VQA> needs a text as its input (--text)"),
         ("predict --model {w} --task region_to_ocr {p}", "give --region X0,Y0,X1,Y1"),
         ("predict --model {w} --task region_to_ocr --region 1,2 {p}", "four numbers"),
-        ("predict --model {w} --task region_to_ocr --region 9,9,1,99 {p}", "not a box inside 64"),
-        ("predict --model {w} --task vqa --text a --text b {p}", "takes one --text, got 2"),
+        ("predict --model {w} --task region_to_ocr --region 9,9,1,99 {p}", "is no box inside 64"),
+        ("predict --model {w} --task vqa --text a --text b {p}", "takes one text, got 2"),
         ("predict --model {w} --task od {p} --json /tmp", "this is a folder, give a file"),
         ("evaluate --model {w} --records nowhere", "nowhere: no such directory"),
         ("evaluate --model {w} --records {s} --split test", "no split 'test'"),

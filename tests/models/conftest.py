@@ -108,7 +108,9 @@ class Oracle:
     torch_model: Any
     model: Florence2
 
-    def torch_logits(self, image, prompt_ids, decoder_ids) -> np.ndarray:
+    def torch_logits(
+        self, image, prompt_ids, decoder_ids, *, attend_padding: bool = False
+    ) -> np.ndarray:
         """Logits [B, K, T, V] of the PyTorch model, one row per (image, prompt)."""
         batch, num_prompts, length = prompt_ids.shape
         num_tokens = 1 + image.shape[1] * image.shape[2] // 32**2
@@ -117,7 +119,7 @@ class Oracle:
         with torch.no_grad():
             logits = self.torch_model(
                 input_ids=torch.tensor(ids),
-                attention_mask=torch.tensor(ids != PAD_ID).long(),
+                attention_mask=torch.tensor((ids != PAD_ID) | attend_padding).long(),
                 pixel_values=channels_first(np.repeat(image, num_prompts, axis=0)),
                 decoder_input_ids=torch.tensor(np.asarray(decoder_ids)).flatten(0, 1).long(),
             ).logits

@@ -5,12 +5,16 @@ The tolerance is for sums of up to a thousand float32 products in another order,
 residuals, on outputs of unit scale.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from flax import nnx
 
 from florence2_jax.models.config import PAD_ID
 from florence2_jax.models.davit import drop_path_rates
+from florence2_jax.models.florence2 import Florence2
 
 from .conftest import NUM_TOKENS, call, channels_first, random_inputs
 
@@ -64,6 +68,21 @@ def test_logits_match_pytorch(oracle, height, width):
     logits = call(oracle.model, *inputs)
     expected = oracle.torch_logits(*inputs)
     assert_close(logits[..., :NUM_TOKENS], expected[..., :NUM_TOKENS])
+
+
+def test_padding_is_attended_as_by_microsoft(oracle):
+    """Microsoft's code puts an all-ones mask in place of the prompt's, for both attentions."""
+    inputs = random_inputs(height=64, width=96)
+    config = oracle.model.config
+    text = dataclasses.replace(config.text, attend_prompt_padding=True)
+    model = Florence2(dataclasses.replace(config, text=text), rngs=nnx.Rngs(0))
+    nnx.update(model, nnx.state(oracle.model))
+    logits = np.asarray(call(model, *inputs))[..., :NUM_TOKENS]
+    expected = oracle.torch_logits(*inputs, attend_padding=True)[..., :NUM_TOKENS]
+    assert_close(logits, expected)
+    masked = np.asarray(call(oracle.model, *inputs))[..., :NUM_TOKENS]
+    assert np.abs(masked - logits)[:, 1::2].max() > 1e-2  # The padded prompts; the others agree.
+    np.testing.assert_allclose(masked[:, ::2], logits[:, ::2], rtol=0, atol=ATOL)
 
 
 def test_drop_path_rates_match_pytorch(oracle):

@@ -5,14 +5,17 @@ import copy
 import dataclasses
 import io
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
+from florence2_jax.data.texts import store_texts
 from florence2_jax.records.store import RecordStore
 from florence2_jax.records.writing import Plan, write_store
+from florence2_jax.text.tokenizer import Tokenizer
 from florence2_jax.training import loop
 from florence2_jax.training.checkpoint import Checkpoints
 from florence2_jax.typing import UserError
@@ -165,3 +168,41 @@ def test_a_loss_that_is_no_number_stops_the_run(small_run, tmp_path):
     small_run["optimizer"] = dict(peak_lr=1e30, warmup_steps=0)
     with pytest.raises(UserError, match=r"step \d: the loss is .*with a lower optimizer\.peak_lr"):
         loop.run(small_run, tmp_path / "a", console=quiet())
+
+
+def test_a_run_starts_from_bart(small_run, scenes, tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import BartConfig, BartModel
+
+    tokenizer = Tokenizer.train(store_texts(RecordStore(scenes, "train")), vocab_size=400)
+    tokenizer.save(tmp_path / "tokenizer")
+    sizes = dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=64)
+    sizes |= dict(decoder_ffn_dim=64, encoder_attention_heads=2, decoder_attention_heads=2)
+    num_base = tokenizer.first_location_id - 4
+    torch.manual_seed(0)
+    for name, rows in (("bart", num_base), ("other", num_base + 1)):
+        model = BartModel(BartConfig(**sizes, vocab_size=rows, max_position_embeddings=16))
+        model.save_pretrained(tmp_path / name)
+
+    run = copy.deepcopy(small_run) | dict(tokenizer=dict(path=str(tmp_path / "tokenizer")))
+    run["init"] = dict(bart=str(tmp_path / "other"))
+    with pytest.raises(UserError, match="the run's tokenizer"):
+        loop.run(run, tmp_path / "a", console=quiet())
+    assert not (tmp_path / "a").exists(), "a run that cannot start claims nothing"
+
+    run["init"] = dict(bart=str(tmp_path / "bart"))
+    console, saved = quiet(), []
+    loop.run(
+        run, tmp_path / "a", console=console, stop_after=1, hooks=[lambda n, s, r: saved.append(s)]
+    )
+    assert "starting from" in console.file.getvalue()
+    theirs = BartModel.from_pretrained(tmp_path / "bart").encoder.layers[0].fc1.weight
+    ours = saved[0].params["text"]["encoder"]["layers"][0]["ffn"]["fc1"]["kernel"]
+    # One step of Adam at half of the peak rate moves a weight by 5e-4 at most; they are 2e-2.
+    np.testing.assert_allclose(ours, theirs.detach().numpy().T, rtol=0, atol=2e-3)
+
+    shutil.rmtree(tmp_path / "bart")  # Needed once.
+    assert loop.run(run, tmp_path / "a", console=quiet(), stop_after=2)["step"] == 2
+    run["init"] |= dict(workdir=str(tmp_path / "a"))
+    with pytest.raises(UserError, match=r"init\.workdir gives every parameter"):
+        loop.run(run, tmp_path / "c", console=quiet())

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One loader: a run's workdir, a folder of transformers or of Microsoft, or a hub name."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from florence2_jax.conversion.configs import GENERATION, from_torch, generation_from_torch
+from florence2_jax.conversion.files import (
+    CONFIG,
+    GENERATION_CONFIG,
+    read_image_size,
+    read_json,
+    read_tensors,
+)
+from florence2_jax.conversion.translate import Params, to_params
+from florence2_jax.models.config import Florence2Config
+from florence2_jax.text.tokenizer import Tokenizer
+from florence2_jax.training import workdir as workdir_lib
+from florence2_jax.training.checkpoint import Checkpoints
+from florence2_jax.training.state import init_params
+from florence2_jax.typing import UserError
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ("*.json", "*.txt", "*.model", "README.md")
+
+
+class Pretrained(NamedTuple):
+    """A model with everything that is needed to ask it.
+
+    `generation` are the options it generates with by default: fields of
+    `inference.generation_config.GenerationConfig`.
+    """
+
+    config: Florence2Config
+    params: Params
+    tokenizer: Tokenizer
+    generation: dict[str, Any]
+
+
+def load_pretrained(path_or_hub_name: str | Path, *, dtype: str | None = None) -> Pretrained:
+    """Opens a model wherever it comes from.
+
+    Args:
+        path_or_hub_name: a workdir (its newest checkpoint), a folder of transformers' or
+            Microsoft's layout, or a name such as "florence-community/Florence-2-base".
+        dtype: to compute in. By default what the workdir says, and float32 for folders: exact;
+            "bfloat16" is for accelerators.
+
+    Returns:
+        Parameters as float32 arrays on the first device, whatever the files hold.
+
+    Raises:
+        UserError: naming what is missing or wrong, and how to mend it.
+    """
+    model = read_pretrained(find(path_or_hub_name), dtype=dtype)
+    leaves, structure = jax.tree.flatten(model.params)
+    device = jax.local_devices()[0]
+    model = model._replace(params=None)
+    for i in range(len(leaves)):  # One by one: the host's copy goes as the device's comes.
+        leaves[i] = jax.block_until_ready(jax.device_put(leaves[i], device))
+    return model._replace(params=jax.tree.unflatten(structure, leaves))
+
+
+def read_pretrained(folder: Path, *, dtype: str | None = None) -> Pretrained:
+    """As `load_pretrained`, of a folder, its parameters wherever they are read to."""
+    if is_workdir(folder):
+        return _read_workdir(folder, dtype)
+    values = read_json(folder / CONFIG)
+    # Another architecture is refused as such, whatever its weights are.
+    tensors = read_tensors(folder) if values.get("model_type") == "florence2" else {}
+    config, dialect = from_torch(
+        values,
+        tensors,
+        image_size=read_image_size(folder),
+        dtype=dtype or "float32",
+        place=str(folder / CONFIG),
+    )
+    tokenizer = Tokenizer.load(folder)
+    _check_vocabulary(folder, config, tokenizer, values.get("image_token_id"))
+    generation = folder / GENERATION_CONFIG
+    given = read_json(generation) if generation.is_file() else None
+    return Pretrained(
+        config,
+        to_params(tensors, config, dialect, place=str(folder)),
+        tokenizer,
+        generation_from_torch(given, values, dialect),
+    )
+
+
+def is_workdir(folder: Path) -> bool:
+    """Whether a folder is of a `train` or a `convert --to jax`."""
+    return (folder / workdir_lib.MODEL).is_file()
+
+
+def find(path_or_hub_name: str | Path) -> Path:
+    """The folder of a model, downloaded if it is a hub name.
+
+    Raises:
+        UserError: if there is neither, or no network, or no huggingface_hub.
+    """
+    folder = Path(path_or_hub_name)
+    if folder.is_dir():
+        if is_workdir(folder) or (folder / CONFIG).is_file():
+            return folder
+        raise UserError(
+            f"{folder} holds no model: give a workdir of `train` ({workdir_lib.MODEL}), or a "
+            f"folder with {CONFIG}, weights and tokenizer"
+        )
+    name = str(path_or_hub_name)
+    if folder.exists():
+        raise UserError(f"{folder} is a file: give the folder it is in")
+    if not _HUB_NAME.fullmatch(name):
+        raise UserError(f"{name}: no such folder, and no hub name (owner/name)")
+    return _download(name)
+
+
+def _download(name: str) -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError
+    except ImportError as error:
+        raise UserError(
+            f"{name} is no folder here, and to download it huggingface_hub is needed: pip install "
+            "huggingface_hub, or give a folder"
+        ) from error
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, "*.safetensors*"]))
+        if not any(folder.glob("*.safetensors")):
+            snapshot_download(name, allow_patterns=["pytorch_model*"])
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"{name} is no folder here and could not be downloaded ({reason}); without a network, "
+            "copy the repository's files into a folder and give its path"
+        ) from error
+    return folder
+
+
+def _read_workdir(folder: Path, dtype: str | None) -> Pretrained:
+    config, tokenizer = workdir_lib.load_model(folder)
+    if dtype:
+        config = dataclasses.replace(config, dtype=dtype)
+    if not (folder / workdir_lib.CHECKPOINTS).is_dir():
+        raise UserError(f"{folder} holds no checkpoints: train first")
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(lambda: init_params(config, jax.random.key(0))),
+    )
+    with Checkpoints(folder / workdir_lib.CHECKPOINTS) as checkpoints:
+        params = checkpoints.restore_params(abstract)
+    if (folder / GENERATION_CONFIG).is_file():
+        generation = read_json(folder / GENERATION_CONFIG)
+    else:
+        inputs = workdir_lib.load_config(folder).get("input", {})
+        generation = dict(GENERATION)
+        if "target_length" in inputs:  # What it learnt to write; the start token counts too.
+            generation["max_length"] = inputs["target_length"] + 1
+    return Pretrained(config, params, tokenizer, generation)
+
+
+def _check_vocabulary(
+    folder: Path, config: Florence2Config, tokenizer: Tokenizer, image_id: Any
+) -> None:
+    """Refuses a tokenizer that is not the model's. `<image>` alone may be without a row."""
+    known = len(tokenizer) - 1
+    if config.text.vocab_size < known:
+        raise UserError(
+            f"{folder}: the tokenizer has {known} ids besides <image>, the embedding "
+            f"{config.text.vocab_size} rows; they are not of one model"
+        )
+    if image_id is not None and image_id != known:
+        raise UserError(
+            f"{folder}: {CONFIG} has <image> at {image_id}, the tokenizer at {known}; they are "
+            "not of one model"
+        )
