@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from florence2_jax.records.checks import open_image, to_rgb
+from florence2_jax.records.checks import ImageError, open_image, to_rgb
 from florence2_jax.typing import Box, Size
 from florence2_jax.viewing.draw import Ring, ink_on
 from florence2_jax.viewing.look import SCRIPT, STYLE
