@@ -24,13 +24,12 @@ except UserError as error:
 """
 
 
-def save_in_a_process(directory, *, max_file_bytes=resource.RLIM_INFINITY):
-    """Saves 8 MB where no file may grow beyond `max_file_bytes`; returns the exit and its text."""
+def save_in_a_process(directory, *, max_file_bytes=0):
+    """Saves 8 MB where no file may grow beyond `max_file_bytes`, if given; returns the exit."""
+    limit = max_file_bytes or resource.RLIM_INFINITY
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, -1))"
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(directory)],
-        preexec_fn=lambda: resource.setrlimit(
-            resource.RLIMIT_FSIZE, (max_file_bytes, resource.RLIM_INFINITY)
-        ),
+        [sys.executable, "-c", limited + PROGRAM, str(directory)],
         capture_output=True,
         text=True,
         timeout=120,

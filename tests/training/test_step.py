@@ -39,6 +39,13 @@ def batch() -> dict:
     }
 
 
+def without_dropout(small_run: dict) -> Florence2Config:
+    rates = dict(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, vocab_size=1400)
+    small_run["model"]["text"] |= rates
+    small_run["model"]["davit"]["drop_path_rate"] = 0.0
+    return RunConfig.create(small_run).model
+
+
 def one_update(config, batch, mesh, *, accumulate=1, steps=2, **options):
     # Plain descent: Adam divides by the gradient's size and would blow rounding up.
     optimizer = optax.sgd(0.5)
@@ -78,7 +85,8 @@ def test_eight_devices_equal_one(config, batch, sizes):
     assert_close(alone[0], spread[0], atol=2e-5)  # float32 sums in another order, dropout on.
 
 
-def test_location_weight_changes_the_gradient_and_not_the_reported_loss(config, batch):
+def test_location_weight_changes_the_gradient_and_not_the_reported_loss(small_run, batch):
+    config = without_dropout(small_run)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     lighter = {"loss": LossConfig(location_weight=0.1), "first_location_id": 370}
     _, plain = one_update(config, batch, mesh, steps=1)
@@ -91,10 +99,7 @@ def test_location_weight_changes_the_gradient_and_not_the_reported_loss(config, 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulation_equals_the_large_batch(small_run, batch, accumulate):
-    rates = dict(dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, vocab_size=1400)
-    small_run["model"]["text"] |= rates
-    small_run["model"]["davit"]["drop_path_rate"] = 0.0
-    config = RunConfig.create(small_run).model
+    config = without_dropout(small_run)
     mesh = make_mesh(MeshConfig(), jax.devices()[:2])
     whole = one_update(config, batch, mesh)
     parts = one_update(config, batch, mesh, accumulate=accumulate)
