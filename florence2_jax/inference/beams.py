@@ -67,7 +67,6 @@ def beam_search(
         New tokens, their log-probabilities and the scores of the answers: see `Generated`.
     """
     width, length = config.num_beams, config.num_new_tokens
-    num_prompts = len(states)
 
     def step(search: _Search) -> _Search:
         position = search.position
@@ -99,24 +98,37 @@ def beam_search(
             goes_on &= ~search.is_finished.all(axis=1)
         return (search.position < length) & goes_on.any()
 
-    ids = jnp.full((num_prompts, width, length + 1), PAD_ID, jnp.int32)
-    first = jnp.full((num_prompts, width), _NEVER).at[:, 0].set(0.0)  # All beams start equal: one
-    start = _Hypotheses(  # of them is enough.
-        ids=ids.at[:, :, 0].set(DECODER_START_ID),
-        log_probs=jnp.zeros((num_prompts, width, length)),
-        scores=first,
-        grammar_states=_repeat(initial_states, width),
-    )
-    search = _Search(
-        position=jnp.int32(0),
-        open=start,
-        finished=start._replace(scores=jnp.full_like(first, _NEVER)),
-        is_finished=jnp.zeros((num_prompts, width), bool),
-        can_improve=is_asked,
-        cache=model.init_cache(states, length, num_hypotheses=width),
-    )
+    cache = model.init_cache(states, length, num_hypotheses=width)
+    search = _start(is_asked, initial_states, cache, config)
     finished = jax.lax.while_loop(is_open, step, search).finished
     return finished.ids[:, :, 1:], finished.log_probs, finished.scores
+
+
+def _start(
+    is_asked: Bool[Array, "M"],
+    initial_states: Int[Array, "M"] | None,
+    cache: Any,
+    config: GenerationConfig,
+) -> _Search:
+    """The start token, W times. One of the beams is enough: at first they are all equal."""
+    shape = len(is_asked), config.num_beams
+    ids = jnp.full((*shape, config.num_new_tokens + 1), PAD_ID, jnp.int32)
+    if initial_states is not None:
+        initial_states = jnp.repeat(initial_states[:, None], config.num_beams, axis=1)
+    start = _Hypotheses(
+        ids=ids.at[:, :, 0].set(DECODER_START_ID),
+        log_probs=jnp.zeros((*shape, config.num_new_tokens)),
+        scores=jnp.full(shape, _NEVER).at[:, 0].set(0.0),
+        grammar_states=initial_states,
+    )
+    return _Search(
+        position=jnp.int32(0),
+        open=start,
+        finished=start._replace(scores=jnp.full(shape, _NEVER)),
+        is_finished=jnp.zeros(shape, bool),
+        can_improve=is_asked,
+        cache=cache,
+    )
 
 
 def _continuations(
@@ -203,7 +215,3 @@ def _take(leaf: Array, index: Int[Array, "M K"]) -> Array:
     """`leaf[m, index[m, k]]`, whatever axes follow."""
     index = index.reshape(*index.shape, *(1,) * (leaf.ndim - 2))
     return jnp.take_along_axis(leaf, index, axis=1)
-
-
-def _repeat(states: Int[Array, "M"] | None, width: int) -> Int[Array, "M W"] | None:
-    return None if states is None else jnp.repeat(states[:, None], width, axis=1)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+from numpy.typing import NDArray
 
 from florence2_jax.inference.generation_config import GenerationConfig
 from florence2_jax.text.tokenizer import BOS_ID, EOS_ID
@@ -95,7 +96,11 @@ def apply_rules(
         is_allowed = allowed(rules.grammar, grammar_states, two_back, tokens_left, len(token))
         ruled = jnp.where(is_allowed, ruled, -jnp.inf)
         is_stuck = (ruled == -jnp.inf).all(axis=-1, keepdims=True)
-        ruled = jnp.where(is_stuck & is_allowed, scores, ruled)
+        ruled = jax.lax.cond(  # Rare: else a pass over all scores for each token.
+            is_stuck.any(),
+            lambda: jnp.where(is_stuck & is_allowed, scores, ruled),
+            lambda: ruled,
+        )
     forced = forced_token(position, config)
     only_forced = jnp.where(token == forced, 0.0, -jnp.inf)
     return jnp.where(forced >= 0, only_forced, ruled)
@@ -124,8 +129,8 @@ def repeating(
 
 def allowed(
     grammar: Constraint,
-    states: Int[Array, "R"],
-    two_back: Int[Array, "R"],
+    states: Int[Array | NDArray, "R"],
+    two_back: Int[Array | NDArray, "R"],
     tokens_left: Int[Array, ""],
     num_tokens: int,
 ) -> Bool[Array, "R V"]:
@@ -136,10 +141,11 @@ def allowed(
         tokens_left: room behind the one to be written.
         num_tokens: V, columns of the logits, padding rows of the embedding included.
     """
+    grammar = Constraint(*map(jnp.asarray, grammar))
     following = grammar.next_state[states]  # [R, C]
     cost = grammar.finish_cost[jnp.maximum(following, 0)]
     class_allowed = (following >= 0) & (cost <= tokens_left)
-    is_allowed = class_allowed[:, grammar.token_class]
+    is_allowed = class_allowed.at[:, grammar.token_class].get(mode="promise_in_bounds")
     floor = jnp.where(grammar.is_floored[states], grammar.location_bin[two_back], -1)
     is_allowed &= grammar.location_bin >= floor[:, None]
     return jnp.pad(is_allowed, ((0, 0), (0, num_tokens - is_allowed.shape[1])))

@@ -41,7 +41,6 @@ def sample(
         New tokens, their log-probabilities and the scores of the answers: see `Generated`.
     """
     width, length = config.num_return_sequences, config.num_new_tokens
-    num_rows = len(states) * width
 
     def step(rows: _Rows) -> _Rows:
         position = rows.position
@@ -69,6 +68,7 @@ def sample(
             cache=cache,
         )
 
+    num_rows = len(states) * width
     start = _Rows(
         position=jnp.int32(0),
         ids=jnp.full((num_rows, length + 1), PAD_ID, jnp.int32).at[:, 0].set(DECODER_START_ID),
@@ -80,12 +80,11 @@ def sample(
     rows = jax.lax.while_loop(
         lambda rows: (rows.position < length) & ~rows.is_done.all(), step, start
     )
-    ids = rows.ids[:, 1:]
+    ids = rows.ids[:, 1:].reshape(-1, width, length)
+    log_probs = rows.log_probs.reshape(ids.shape)
     is_end = ids == EOS_ID
-    num_tokens = jnp.where(is_end.any(axis=1), is_end.argmax(axis=1) + 1, length)
-    totals = rows.log_probs.sum(axis=1) / num_tokens**config.length_penalty
-    shape = (len(states), width)
-    return ids.reshape(*shape, -1), rows.log_probs.reshape(*shape, -1), totals.reshape(shape)
+    num_tokens = jnp.where(is_end.any(axis=-1), is_end.argmax(axis=-1) + 1, length)
+    return ids, log_probs, log_probs.sum(axis=-1) / num_tokens**config.length_penalty
 
 
 def filter_scores(scores: Float[Array, "R V"], config: GenerationConfig) -> Float[Array, "R V"]:
