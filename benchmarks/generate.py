@@ -27,9 +27,9 @@ import transformers
 from transformers.models.florence2.configuration_florence2 import (
     Florence2Config as TorchConfig,
 )
-from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 from transformers.models.florence2.modeling_florence2 import Florence2ForConditionalGeneration
 
+from florence2_jax.conversion.configs import to_torch
 from florence2_jax.inference.decoding import GenerationConfig, generate
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.training.state import init_params, model_graph
@@ -120,37 +120,9 @@ def _theirs(config: Florence2Config, args: argparse.Namespace, on_gpu: bool) -> 
 
 
 def _torch_model(config: Florence2Config) -> Florence2ForConditionalGeneration:
-    davit, text = config.davit, config.text
-    vision = Florence2VisionConfig(
-        depths=davit.depths,
-        embed_dim=davit.dims,
-        num_heads=davit.num_heads,
-        num_groups=davit.num_heads,
-        window_size=davit.window_size,
-        patch_size=davit.patch_kernels,
-        patch_stride=davit.patch_strides,
-        patch_padding=[(size - 1) // 2 for size in davit.patch_kernels],
-        patch_prenorm=davit.pre_norm,
-        projection_dim=text.d_model,
-    )
-    bart = transformers.BartConfig(
-        vocab_size=text.padded_vocab_size,
-        d_model=text.d_model,
-        encoder_layers=text.encoder_layers,
-        decoder_layers=text.decoder_layers,
-        encoder_attention_heads=text.num_heads,
-        decoder_attention_heads=text.num_heads,
-        encoder_ffn_dim=text.mlp_dim,
-        decoder_ffn_dim=text.mlp_dim,
-        max_position_embeddings=text.max_positions,
-    )
-    return Florence2ForConditionalGeneration(
-        TorchConfig(
-            vision_config=vision.to_dict(),
-            text_config=bart.to_dict(),
-            image_token_id=text.padded_vocab_size - 1,
-        )
-    )
+    rows = config.text.padded_vocab_size
+    values = to_torch(config, "hf", num_rows=rows, image_id=rows - 1, dtype="float32")
+    return Florence2ForConditionalGeneration(TorchConfig.from_dict(values))
 
 
 def _inputs(config: Florence2Config, batch: int) -> tuple[np.ndarray, np.ndarray]:

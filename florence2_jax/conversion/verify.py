@@ -70,11 +70,10 @@ def check_installed() -> Any:
     """PyTorch, which with transformers is needed to compare. Raises UserError without them."""
     try:
         import torch
-        import transformers  # noqa: F401
+        import transformers  # noqa: F401  # Used later, missed here.
     except ImportError as error:
         raise UserError(
-            "--verify runs the model in PyTorch too: pip install 'florence2-jax[convert]' "
-            "transformers"
+            "--verify runs the model in PyTorch too: pip install 'florence2-jax[convert]'"
         ) from error
     return torch
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from flax import nnx
 from models.conftest import channels_first, from_torch, torch_name
-from transformers import BartConfig, GenerationConfig
+from transformers import GenerationConfig
 from transformers.models.florence2.configuration_florence2 import (
     Florence2Config as TorchConfig,
 )
-from transformers.models.florence2.configuration_florence2 import Florence2VisionConfig
 from transformers.models.florence2.modeling_florence2 import Florence2ForConditionalGeneration
 
+from florence2_jax.conversion.configs import to_torch
 from florence2_jax.models.config import PAD_ID, Florence2Config
 from florence2_jax.models.florence2 import Florence2
 from florence2_jax.training.state import model_graph
@@ -86,33 +86,9 @@ def random_params(config: Florence2Config, *, sureness: float) -> dict:
 
 def make_pair(config: Florence2Config, params: dict, *, image_id: int) -> Pair:
     """Both models with the same weights, written into the tensors of the PyTorch one."""
-    davit, text = config.davit, config.text
-    vision = Florence2VisionConfig(
-        depths=davit.depths,
-        embed_dim=davit.dims,
-        num_heads=davit.num_heads,
-        num_groups=davit.num_heads,
-        window_size=davit.window_size,
-        patch_size=davit.patch_kernels,
-        patch_stride=davit.patch_strides,
-        patch_padding=[(size - 1) // 2 for size in davit.patch_kernels],
-        patch_prenorm=davit.pre_norm,
-        projection_dim=text.d_model,
-    )
-    bart = BartConfig(
-        vocab_size=text.padded_vocab_size,
-        d_model=text.d_model,
-        encoder_layers=text.encoder_layers,
-        decoder_layers=text.decoder_layers,
-        encoder_attention_heads=text.num_heads,
-        decoder_attention_heads=text.num_heads,
-        encoder_ffn_dim=text.mlp_dim,
-        decoder_ffn_dim=text.mlp_dim,
-        max_position_embeddings=text.max_positions,
-    )
-    torch_config = TorchConfig(
-        vision_config=vision.to_dict(), text_config=bart.to_dict(), image_token_id=image_id
-    )
+    rows = config.text.padded_vocab_size
+    values = to_torch(config, "hf", num_rows=rows, image_id=image_id, dtype="float32")
+    torch_config = TorchConfig.from_dict(values)
     torch_model = Florence2ForConditionalGeneration(torch_config).eval()
     torch_model.generation_config = GenerationConfig()  # BART's would fill in what is None.
     tensors = torch_model.state_dict()
