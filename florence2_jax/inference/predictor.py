@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from florence2_jax.conversion.load import load_pretrained
-from florence2_jax.data.pipeline import wrap_prompt
+from florence2_jax.data.loading import wrap_prompt
 from florence2_jax.data.transforms import decode, resize
 from florence2_jax.inference.decoding import generate
 from florence2_jax.inference.generation_config import GenerationConfig

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from florence2_jax.data.loading import BatchSpec
 from florence2_jax.data.mixture import parse_weights
-from florence2_jax.data.pipeline import BatchSpec
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.parallel.mesh import MeshConfig
 from florence2_jax.tasks.targets import Order

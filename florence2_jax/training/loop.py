@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from florence2_jax.conversion.initial import initialize
-from florence2_jax.data.pipeline import Batch, check_feeds, iterate, make_dataset
+from florence2_jax.data.loading import Batch
+from florence2_jax.data.pipeline import check_feeds, iterate, make_dataset
 from florence2_jax.data.texts import store_texts
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.parallel.mesh import make_mesh

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
+from florence2_jax.data.loading import BatchSpec
 from florence2_jax.data.mixture import parse_weights
 from florence2_jax.data.pipeline import (
-    BatchSpec,
     check_feeds,
     iterate,
     make_dataset,

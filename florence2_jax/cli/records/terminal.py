@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the commands of `records` share: arguments, a progress bar, tables."""
+
+import argparse
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def add_directory(command: argparse.ArgumentParser) -> None:
+    """The store a command reads."""
+    command.add_argument("directory", metavar="DIR", type=Path, help="a store of records")
+
+
+def add_workers(command: argparse.ArgumentParser) -> None:
+    """How many processes do the work."""
+    most = min(8, os.cpu_count() or 1)
+    command.add_argument(
+        "--workers", metavar="W", type=positive, default=most, help=f"processes ({most})"
+    )
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
+
+
+class Progress:
+    """A bar on the terminal for work that takes longer than two seconds."""
+
+    def __init__(self, what: str):
+        self._what, self._start = what, time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        from rich import progress
+        from rich.console import Console
+
+        if self._bar is None:
+            console = Console(stderr=True)
+            if time.monotonic() - self._start < 2 or not console.is_terminal:
+                return
+            columns = ("{task.description}", progress.BarColumn(), progress.MofNCompleteColumn())
+            left = progress.TimeRemainingColumn()
+            self._bar = progress.Progress(*columns, left, console=console, transient=True)
+            self._bar.add_task(self._what)
+            self._bar.start()
+        self._bar.update(self._bar.task_ids[0], completed=done, total=total)
+
+    def over(self, things: Iterator[Any], total: int) -> Iterator[Any]:
+        """The things, counted as they pass."""
+        for done, thing in enumerate(things):
+            if done % 256 == 0:
+                self(done, total)
+            yield thing
+
+
+def print_books(directory: Path, report: Mapping[str, Any]) -> None:
+    """What was read, kept, repaired and set aside, per kind."""
+
+    def told(counts: Mapping[str, int]) -> str:
+        return "\n".join(f"{num:,} {what}" for what, num in counts.items())
+
+    rows = [
+        (
+            kind,
+            f"{row['read']:,}",
+            f"{row['kept']:,}",
+            *map(told, (row["repaired"], row["set_aside"])),
+        )
+        for kind, row in report["counts"].items()
+        if row["read"]
+    ]
+    print_table("what was read", ("kind", "read", "kept", "repaired", "set aside"), rows)
+    for kind, row in report["counts"].items():
+        for what, num in row["noted"].items():
+            say(f"note: {kind}: {what} ({num:,})")
+    splits = ", ".join(f"{num:,} {split}" for split, num in report["splits"].items())
+    say(f"{directory}: {splits}")
+    if any(row["set_aside"] for row in report["counts"].values()):
+        say(f"What was set aside, one by one: {directory / 'set_aside.jsonl'}")
+
+
+def print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """A table of texts; columns of numbers stand to the right."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(title), title_justify="left")
+    for i, column in enumerate(columns):
+        is_number = all(re.fullmatch(r"[\d,.]+|-", row[i]) for row in rows)
+        table.add_column(
+            column,
+            justify="right" if is_number else "left",
+            no_wrap=i < min(2, len(columns) - 1),  # What things are called stays in one piece.
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*map(escape, row))
+    say(table)
+
+
+def say(what: Any) -> None:
+    """A line, or a table, on the terminal."""
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=isinstance(what, str)).print(
+        what, markup=not isinstance(what, str)
+    )
+
+
+def number(value: float | None) -> str:
+    """A count or mean with thousands apart, `-` where there is none."""
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.2f}"
