@@ -122,6 +122,10 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         raise _damaged(path) from error
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path} holds a {type(loaded).__name__}, not tensors by name")
+    for wrapping in ("state_dict", "model"):  # As training scripts save, timm's among them.
+        if isinstance(loaded.get(wrapping), Mapping):
+            loaded = loaded[wrapping]
+            break
     others = [str(name) for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
     if others:
         raise UserError(f"{path} holds more than tensors by name: {', '.join(others)}")

@@ -175,6 +175,14 @@ def test_a_damaged_pickle(microsoft_folder, tmp_path, keep):
         read_tensors(tmp_path)
 
 
+@pytest.mark.parametrize("wrapping", ["state_dict", "model"])
+def test_tensors_that_a_training_script_wrapped(wrapping, tmp_path):
+    saved = {wrapping: {"w": torch.arange(3.0)}, "epoch": 3}
+    torch.save(saved, tmp_path / "pytorch_model.bin")
+    [(name, tensor)] = read_tensors(tmp_path).items()
+    assert name == "w" and tensor.read().tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
