@@ -7,16 +7,17 @@ into a target (`target_of`), evaluation compares its truth with a model's answer
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from florence2_jax.records.schema import Record, Region
 from florence2_jax.tasks.answers import AnyRegion, BoxRegion, MaskRegion, QuadRegion
-from florence2_jax.tasks.registry import Task, prompt_text
+from florence2_jax.tasks.registry import TASKS, Task, prompt_text
 from florence2_jax.tasks.targets import (
     UNLIMITED,
     Budget,
+    Drop,
     Order,
     Target,
     clean_text,
@@ -56,11 +57,17 @@ def examples_of(record: Record, task: Task) -> tuple[Example, ...]:
     return tuple(_maker(task)(record, task, make))
 
 
+def feeds(record: Record, tokens: Iterable[str]) -> bool:
+    """Whether a record has an example of any of these tasks."""
+    return any(examples_of(record, TASKS[token]) for token in tokens)
+
+
 def target_of(
     example: Example,
     size: Size,
     *,
     order: Order = "given",
+    drop: Drop = "smallest",
     rng: np.random.Generator | None = None,
     budget: Budget = UNLIMITED,
 ) -> Target:
@@ -74,7 +81,9 @@ def target_of(
     if task.grammar == "region_text":
         assert example.region is not None
         return write_region_text(example.text, example.region, size, budget=budget)
-    return write_regions(task, example.regions, size, order=order, rng=rng, budget=budget)
+    return write_regions(
+        task, example.regions, size, order=order, drop=drop, rng=rng, budget=budget
+    )
 
 
 Make = Callable[..., Example]

@@ -2,8 +2,9 @@
 """Annotations -> target text, for every grammar; the inverse of `answers.py`.
 
 Targets fit their budget of tokens by whole items: polygons are first drawn with fewer points, then
-the regions of the smallest area are left out until the rest fits, and counted. Text loses whole
-sentences from its end, then whole words. Nothing is ever written by half.
+regions are left out until the rest fits, and counted: the smallest first, unless the caller says
+otherwise. Text loses whole sentences from its end, then whole words. Nothing is ever written by
+half.
 
 Unlabelled boxes are written first: after a label they would read as one more box of that label.
 """
@@ -22,7 +23,8 @@ from florence2_jax.text.locations import coordinates_text
 from florence2_jax.text.tokenizer import neutralize
 from florence2_jax.typing import Box, Size
 
-Order: TypeAlias = Literal["random", "raster", "area", "given"]
+Order: TypeAlias = Literal["random", "raster", "area", "label", "given"]
+Drop: TypeAlias = Literal["smallest", "random", "last"]
 
 _SIMPLIFICATIONS_PX = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)  # At a side of 1,000 px.
 
@@ -85,6 +87,7 @@ def write_regions(
     size: Size,
     *,
     order: Order = "given",
+    drop: Drop = "smallest",
     rng: np.random.Generator | None = None,
     budget: Budget = UNLIMITED,
 ) -> Target:
@@ -94,17 +97,25 @@ def write_regions(
         regions: of the type the grammar needs (`BoxRegion`, `QuadRegion`, `MaskRegion`).
         size: `(width, height)` of the original image, in pixels.
         order: "random" (needs `rng`), "raster" (top to bottom, then left to right), "area"
-            (largest first) or as given. Phrases always stay in caption order.
-        budget: what the target may cost; see the module's rule for what is left out.
+            (largest first), "label" (by the alphabet, which puts boxes of one label side by side;
+            equal labels in raster order) or as given. Phrases always stay in caption order.
+        drop: what is left out of a target that costs too much: the "smallest" regions, "random"
+            ones (needs `rng`), or the "last" in the order of writing.
+        budget: what the target may cost.
 
-    Source: Florence-2 §3 for boxes, quads and polygons; order and dropping are ours.
+    Raises:
+        ValueError: if `order` or `drop` is unknown, or random without an rng.
+
+    Source: Florence-2 §3 for boxes, quads and polygons; order and dropping are ours. What
+    little is known of detections by the released models has its labels in alphabetical order.
     """
     regions = list(regions)
     if task.grammar != "phrases":
         regions = _arrange(regions, order, rng)
     if task.grammar in ("boxes", "named_boxes", "phrases"):
         regions.sort(key=lambda region: bool(clean_text(region.label)))  # Stable: unlabelled first.
-    regions, num_dropped = _fit(task, regions, size, budget)
+    ranks = _ranks(regions, drop, rng)
+    regions, num_dropped = _fit(task, regions, ranks, size, budget)
     return Target(_join(task, regions, size), num_dropped)
 
 
@@ -134,8 +145,21 @@ def _polygons_text(region: AnyRegion, size: Size) -> str:
     return "<sep>".join(coordinates_text(polygon, size) for polygon in region.polygons)
 
 
+def _ranks(regions: list[AnyRegion], drop: Drop, rng: np.random.Generator | None) -> list[int]:
+    """Indices of regions, those to leave out first."""
+    if drop == "smallest":
+        return sorted(range(len(regions)), key=lambda i: region_area(regions[i]))
+    if drop == "last":
+        return list(range(len(regions)))[::-1]
+    if drop != "random":
+        raise ValueError(f"drop {drop!r} is not one of smallest, random, last")
+    if rng is None:
+        raise ValueError("to drop regions at random needs an rng")
+    return rng.permutation(len(regions)).tolist()
+
+
 def _fit(
-    task: Task, regions: list[AnyRegion], size: Size, budget: Budget
+    task: Task, regions: list[AnyRegion], ranks: list[int], size: Size, budget: Budget
 ) -> tuple[list[AnyRegion], int]:
     def fits(some: Sequence[AnyRegion]) -> bool:
         return budget.fits(_join(task, some, size))
@@ -146,17 +170,16 @@ def _fit(
         regions = [_simplify(r, tolerance_px * max(size) / 1000) for r in regions]
         if fits(regions):
             return regions, 0
-    smallest_first = sorted(range(len(regions)), key=lambda i: region_area(regions[i]))
     # The cost falls with every region left out: bisect for the first number that fits.
     low, high = 1, len(regions)
     while low < high:
         middle = (low + high) // 2
-        dropped = set(smallest_first[:middle])
+        dropped = set(ranks[:middle])
         if fits([r for i, r in enumerate(regions) if i not in dropped]):
             high = middle
         else:
             low = middle + 1
-    dropped = set(smallest_first[:high])
+    dropped = set(ranks[:high])
     return [r for i, r in enumerate(regions) if i not in dropped], high
 
 
@@ -191,8 +214,15 @@ def _arrange(
     if order == "area":
         return sorted(regions, key=region_area, reverse=True)
     if order == "raster":
-        return sorted(regions, key=lambda region: region_box(region)[1::-1])
-    raise ValueError(f"order {order!r} is not one of random, raster, area, given")
+        return sorted(regions, key=_raster)
+    if order == "label":
+        return sorted(regions, key=lambda region: (clean_text(region.label), _raster(region)))
+    raise ValueError(f"order {order!r} is not one of random, raster, area, label, given")
+
+
+def _raster(region: AnyRegion) -> tuple[float, float]:
+    x0, y0, _, _ = region_box(region)
+    return y0, x0
 
 
 def region_box(region: AnyRegion) -> Box:

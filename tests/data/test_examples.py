@@ -6,7 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from florence2_jax.data.examples import examples_of, target_of
+from florence2_jax.data.examples import Example, examples_of, feeds, target_of
 from florence2_jax.data.mixture import draw_examples, parse_weights
 from florence2_jax.records.schema import (
     Grounding,
@@ -17,6 +17,7 @@ from florence2_jax.records.schema import (
     Span,
     Text,
 )
+from florence2_jax.tasks.answers import BoxRegion, parse_answer
 from florence2_jax.tasks.registry import TASKS, get_task
 from florence2_jax.tasks.targets import Budget
 from florence2_jax.typing import UserError
@@ -178,3 +179,59 @@ def test_weights_name_every_task_once():
         parse_weights({"od": -1.0})
     with pytest.raises(UserError, match="did you mean od"):
         parse_weights({"odd": 1.0})
+
+
+def test_a_record_feeds_what_it_has_examples_of(record):
+    assert feeds(record, ["<MORE_DETAILED_CAPTION>", "<OD>"])
+    assert not feeds(record, ["<MORE_DETAILED_CAPTION>"])
+    assert not feeds(record, [])
+
+
+# --- Order and dropping ---------------------------------------------------------------------------
+
+BOXES = (
+    BoxRegion(label="dog", box=(0, 60, 90, 150)),
+    BoxRegion(label="car", box=(50, 90, 60, 100)),
+    BoxRegion(label="ant", box=(5, 5, 6, 6)),
+    BoxRegion(label="car", box=(10, 20, 50, 100)),
+)
+DETECTION = Example(task=get_task("od"), regions=BOXES)
+
+
+def locations(text: str) -> int:
+    return text.count("<loc_")
+
+
+def written(max_boxes: int = 9, **options) -> list[tuple[str, float]]:
+    """Labels and upper sides of the boxes in a target of at most so many boxes."""
+    budget = Budget(count=locations, max_tokens=4 * max_boxes)
+    target = target_of(DETECTION, (1000, 1000), budget=budget, **options)
+    answer = parse_answer(DETECTION.task, target.text, (1000, 1000))
+    assert target.num_dropped == len(BOXES) - len(answer.regions)
+    return [(region.label, region.box[1] - 0.5) for region in answer.regions]
+
+
+def test_label_order_puts_boxes_of_one_label_side_by_side():
+    assert written(order="label") == [("ant", 5), ("car", 20), ("car", 90), ("dog", 60)]
+    text = target_of(DETECTION, (1000, 1000), order="label").text
+    assert text.count("car") == 1  # One label owns both boxes.
+    assert target_of(DETECTION, (1000, 1000)).text.count("car") == 2
+
+
+def test_what_is_left_out_first():
+    assert written(2, drop="smallest") == [("dog", 60), ("car", 20)]
+    assert written(2, drop="last") == [("dog", 60), ("car", 90)]
+    assert written(2, order="label", drop="last") == [("ant", 5), ("car", 20)]
+    draws = [written(2, drop="random", rng=np.random.default_rng(seed)) for seed in range(60)]
+    assert draws == [written(2, drop="random", rng=np.random.default_rng(s)) for s in range(60)]
+    order = [(region.label, region.box[1]) for region in BOXES]
+    assert all(draw == sorted(draw, key=order.index) for draw in draws)
+    assert len({tuple(draw) for draw in draws}) == 6  # All pairs of the four.
+
+
+def test_random_dropping_needs_an_rng_and_a_rule_a_name():
+    with pytest.raises(ValueError, match="needs an rng"):
+        written(2, drop="random")
+    # Past the type checker, as a run file would.
+    with pytest.raises(Exception, match="drop"):
+        written(2, drop="largest")
