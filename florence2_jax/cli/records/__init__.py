@@ -3,7 +3,7 @@
 
 import argparse
 
-from florence2_jax.cli.records import importing, looking
+from florence2_jax.cli.records import combining, importing, looking
 
 
 def parser() -> argparse.ArgumentParser:
@@ -17,5 +17,6 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     importing.add_import(commands)
     importing.add_scenes(commands)
+    combining.add_combining(commands)
     looking.add_looking(commands)
     return top
