@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from florence2_jax.records.importers import IMPORTERS, plan_import
+from florence2_jax.records.importers import plan_import
 from florence2_jax.records.importers.drawn import plan_scenes
 from florence2_jax.records.importers.masks import MaskError, decode_rle, trace_mask
 from florence2_jax.records.inspection import check_store, statistics
@@ -38,7 +38,8 @@ def message(function, *args, **options) -> str:
 
 def imported(format_name: str, source: Path, store: Path, **options):
     """The report of an import and its records by id."""
-    report = write_store(store, plan_import(format_name, source, **options), name=format_name)
+    texts = {name: str(value) for name, value in options.items()}
+    report = write_store(store, plan_import(format_name, source, texts), name=format_name)
     records = {r.id: r for split in splits_of(store) for r in RecordStore(store, split)}
     return report, records
 
@@ -131,54 +132,6 @@ def test_parts_that_touch_at_a_corner_are_two():
     assert num_holes == 0
 
 
-# COCO.
-
-
-def write_coco(folder: Path, subset: str = "train2017", **files) -> Path:
-    (folder / "annotations").mkdir(parents=True, exist_ok=True)
-    (folder / subset).mkdir(exist_ok=True)
-    for kind, content in files.items():
-        (folder / "annotations" / f"{kind}_{subset}.json").write_text(json.dumps(content))
-    return folder
-
-
-def image_row(id_: int, name: str, width: int = 40, height: int = 30) -> dict:
-    return {"id": id_, "file_name": name, "width": width, "height": height}
-
-
-def instance(id_: int, image_id: int, bbox, **fields) -> dict:
-    return {"id": id_, "image_id": image_id, "bbox": bbox, "category_id": 1} | fields
-
-
-CATEGORIES = [{"id": 1, "name": "cat"}, {"id": 7, "name": " "}]
-
-
-def test_coco_mini_comes_in_whole(shared_data, tmp_path):
-    source, store = shared_data / "coco_mini_train2017", tmp_path / "s"
-    report, records = imported("coco", source, store)
-    assert report["splits"] == {"train": 80}
-    for kind, num in (("image", 80), ("caption", 400), ("region", 739), ("mask", 8)):
-        counts = report["counts"][kind]
-        assert (counts["read"], counts["kept"], counts["set_aside"]) == (num, num, {})
-    assert (store / "set_aside.jsonl").read_text() == ""
-    assert any("person_keypoints" in note for note in report["counts"]["file"]["noted"])
-    counted = statistics(records.values())
-    assert len(counted["categories"]) == 80
-    assert counted["totals"]["crowds"] == 8
-    truth = json.loads((source / "annotations/instances_train2017.json").read_text())
-    row = truth["images"][0]
-    record = records[f"train2017/{row['file_name']}"]
-    assert record.image == (source / "train2017" / row["file_name"]).read_bytes()
-    assert record.size == (row["width"], row["height"])
-    own = [a for a in truth["annotations"] if a["image_id"] == row["id"]]
-    boxes = np.array([a["bbox"] for a in own])
-    boxes[:, 2:] += boxes[:, :2]
-    ours = np.array([region.box for region in record.regions])
-    np.testing.assert_allclose(ours, boxes, atol=1e-4)  # float32 of up to 640.
-    assert len(record.texts) == 5
-    assert check_store(store)["num_problems"] == 0
-
-
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools.
 def test_coco_crowds_of_the_real_set_keep_their_area(shared_data):
     path = shared_data / "coco_mini_train2017/annotations/instances_train2017.json"
@@ -192,173 +145,6 @@ def test_coco_crowds_of_the_real_set_keep_their_area(shared_data):
         polygons, _ = trace_mask(mask)
         painted = np.logical_or.reduce([inside(p, height, width) for p in polygons])
         assert not (mask & ~painted).any()
-
-
-def test_coco_merges_files_and_mends(tmp_path):
-    mask = np.zeros((30, 40), np.uint8, order="F")
-    mask[2:5, 3:9] = 1
-    rle = coco_mask.encode(mask)
-    images = [image_row(1, "a.jpg"), image_row(2, "b.jpg"), image_row(3, "gone.jpg")]
-    captions = [
-        {"id": 1, "image_id": 1, "caption": "A cat. "},
-        {"id": 2, "image_id": 1, "caption": ""},
-        {"id": 3, "image_id": 99, "caption": "Nowhere."},
-        {"id": 4, "image_id": 3, "caption": "A dog."},
-    ]
-    instances = [
-        instance(1, 1, [1, 2, 10, 10], segmentation=[[1, 2, 11, 2, 11, 12], [1, 2, 3, 4]]),
-        instance(2, 1, [3, 2, 6, 3], segmentation={**rle, "counts": rle["counts"].decode()}),
-        instance(3, 1, [35, 2, 10, 10], iscrowd=1, segmentation={"size": [30, 40], "counts": [9]}),
-        instance(4, 1, [9, 9, -5, -5]),
-        instance(5, 1, [9, 9, 0, 5]),
-        instance(6, 1, [100, 100, 5, 5]),
-        instance(7, 1, None),
-        instance(8, 1, [1, 1, "x", 2]),
-        instance(9, 1, [1, 1, 2, 2], category_id=5),
-        instance(10, 1, [1, 1, 2, 2], category_id=7),
-        instance(11, 3, [1, 1, 2, 2]),
-        "nonsense",
-    ]
-    source = write_coco(
-        tmp_path / "coco",
-        captions={"images": images[:1] + images[2:], "annotations": captions},
-        instances={"images": images, "annotations": instances, "categories": CATEGORIES},
-    )
-    (source / "train2017" / "a.jpg").write_bytes(jpeg())
-    (source / "train2017" / "b.jpg").write_bytes(jpeg())
-    report, records = imported("coco", source, tmp_path / "s")
-    assert sorted(records) == ["train2017/a.jpg", "train2017/b.jpg"]
-    assert records["train2017/b.jpg"].regions == records["train2017/b.jpg"].texts == ()
-    record = records["train2017/a.jpg"]
-    assert [text.text for text in record.texts] == ["A cat."]
-    assert [region.box for region in record.regions] == [
-        (1, 2, 11, 12),
-        (3, 2, 9, 5),
-        (35, 2, 40, 12),
-        (4, 4, 9, 9),
-    ]
-    assert [region.is_crowd for region in record.regions] == [False, False, True, False]
-    assert [region.label("category") for region in record.regions] == ["cat"] * 4
-    assert record.regions[0].polygons == ((1, 2, 11, 2, 11, 12),)
-    assert record.regions[1].polygons == ((3, 2, 9, 2, 9, 5, 3, 5),)
-    assert record.regions[2].polygons == ()
-    assert why(tmp_path / "s") == {
-        ("image", "its file is missing"): 1,
-        ("caption", "empty"): 1,
-        ("caption", "its image is not listed"): 1,
-        ("caption", "its image was set aside"): 1,
-        ("region", "box without area"): 1,
-        ("region", "box outside of the image"): 1,
-        ("region", "box is not four finite numbers"): 2,
-        ("region", "category without a name"): 2,
-        ("region", "its image was set aside"): 1,
-        ("region", "its image is not listed"): 1,
-        ("polygon", "fewer than three points"): 1,
-        ("mask", "runs do not add up to the size of the mask"): 1,
-    }
-    assert report["counts"]["region"]["read"] == 12 and report["counts"]["region"]["kept"] == 4
-    assert report["counts"]["region"]["repaired"] == {
-        "box clipped to the image": 1,
-        "box was turned inside out": 1,
-    }
-
-
-def test_coco_image_lists_with_faults(tmp_path):
-    rows = [
-        image_row(1, "a.jpg"),
-        image_row(1, "a.jpg"),
-        image_row(2, "a.jpg"),
-        image_row(3, "../../secret.jpg"),
-        {"file_name": "b.jpg"},
-        "nonsense",
-    ]
-    source = write_coco(tmp_path / "coco", captions={"images": rows, "annotations": []})
-    (tmp_path / "secret.jpg").write_bytes(jpeg())
-    (source / "train2017" / "a.jpg").write_bytes(jpeg())
-    report, records = imported("coco", source, tmp_path / "s")
-    assert list(records) == ["train2017/a.jpg"]
-    assert report["counts"]["image"]["set_aside"] == {
-        "image id listed twice": 1,
-        "file listed with two image ids": 1,
-        "no id, or no file name within the image folder": 3,
-    }
-
-
-def test_coco_splits_follow_the_names(tmp_path):
-    for i, subset in enumerate(("train2014", "train2017", "val2017", "my-set")):
-        rows = {"images": [image_row(i, "a.jpg")], "annotations": []}
-        write_coco(tmp_path / "coco", subset, captions=rows)
-        (tmp_path / "coco" / subset / "a.jpg").write_bytes(jpeg())
-    report, records = imported("coco", tmp_path / "coco", tmp_path / "s")
-    assert report["splits"] == {"train": 2, "val": 1, "my_set": 1}
-    assert "my-set/a.jpg" in records
-
-
-def test_coco_regions_of_another_size_are_set_aside(tmp_path):
-    rows = [image_row(1, "a.jpg", width=80, height=60)]
-    source = write_coco(
-        tmp_path / "coco",
-        captions={"images": rows, "annotations": [{"id": 1, "image_id": 1, "caption": "Hi."}]},
-        instances={
-            "images": rows,
-            "annotations": [instance(1, 1, [1, 1, 5, 5])],
-            "categories": CATEGORIES,
-        },
-    )
-    (source / "train2017" / "a.jpg").write_bytes(jpeg())
-    _, records = imported("coco", source, tmp_path / "s")
-    assert records["train2017/a.jpg"].size == (40, 30)
-    assert len(records["train2017/a.jpg"].texts) == 1
-    assert why(tmp_path / "s") == {("region", "annotated at another size of the image"): 1}
-
-
-def test_coco_annotations_of_the_turned_image(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    rows = [image_row(1, "a.jpg", width=30, height=40)]
-    content = {"images": rows, "annotations": [instance(1, 1, [1, 1, 28, 38])]}
-    source = write_coco(tmp_path / "coco", instances=content | {"categories": CATEGORIES})
-    (source / "train2017" / "a.jpg").write_bytes(jpeg(40, 30, exif=exif))
-    _, records = imported("coco", source, tmp_path / "s")
-    record = records["train2017/a.jpg"]
-    assert record.size == Image.open(io.BytesIO(record.image)).size == (30, 40)
-    assert record.regions[0].box == (1, 1, 29, 39)
-
-
-def test_what_is_no_coco_folder_says_so(tmp_path):
-    run = plan_import
-    assert message(run, "coco", tmp_path / "no") == (
-        f"{tmp_path}/no: no such folder; give the folder that holds the dataset"
-    )
-    assert message(run, "coco", tmp_path) == (
-        f"{tmp_path}: no folder annotations in it; give the folder that holds annotations/ and the "
-        "image folders, such as train2017/"
-    )
-    (tmp_path / "annotations").mkdir()
-    assert message(run, "coco", tmp_path) == (
-        f"{tmp_path}/annotations: no captions_NAME.json or instances_NAME.json in it"
-    )
-    path = tmp_path / "annotations" / "captions_val2017.json"
-    path.write_text("{")
-    assert message(run, "coco", tmp_path) == (
-        f"{tmp_path}: no image folder for val2017; looked for val2017/, images/val2017/, images/"
-    )
-    (tmp_path / "val2017").mkdir()
-    assert message(run, "coco", tmp_path).startswith(f"{path}: not JSON (")
-    path.write_text("[]")
-    assert message(run, "coco", tmp_path) == (
-        f"{path}: no list 'images' in it; is it a COCO annotation file?"
-    )
-    path.write_text('{"images": [], "annotations": []}')
-    assert message(write_store, tmp_path / "s", plan_import("coco", tmp_path)) == (
-        f"{tmp_path}/s: nothing to write: the source lists no images"
-    )
-    assert message(run, "coco", tmp_path, one_based=True) == (
-        "--one-based says nothing about format 'coco'; leave it out"
-    )
-    assert message(run, "yolo", tmp_path) == (
-        f"format 'yolo' is unknown; there are {sorted(IMPORTERS)}"
-    )
 
 
 # Pascal VOC.
