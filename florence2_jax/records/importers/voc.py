@@ -6,10 +6,13 @@ is that of the list a file is in; files in none are set aside. `trainval.txt` co
 neither train nor val is given, the lists of single classes never. Without lists the split is drawn
 by hash: nine parts train, one part val.
 
+Tools that write the format since put `*.xml` beside their images, in one folder or in `train/`,
+`valid/` and `test/`, which are the splits then. Where images are elsewhere, `images` says so.
+
 Boxes of VOC proper are 1-based with the last pixel included; most tools that write the format since
 count from 0, so values are kept as they are unless `one_based` is asked for: then xmin and ymin
 lose 1. "Difficult" objects are kept out of training and scoring as VOC asks, by marking them as
-crowds. Source: the VOC2012 development kit.
+crowds. Masks (`SegmentationObject/`) are not read. Source: the VOC2012 development kit.
 """
 
 import dataclasses
@@ -17,115 +20,112 @@ import functools
 import hashlib
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from florence2_jax.records.checks import MendedImage, mend_box, mend_text, read_image
+from florence2_jax.records.importers.annotated import AnnotatedImage, RawRegion, make_record
+from florence2_jax.records.importers.places import (
+    AnnotationError,
+    entries,
+    first_bytes,
+    is_image,
+    name_within,
+    read_annotation,
+    split_named,
+)
 from florence2_jax.records.ledger import Ledger
-from florence2_jax.records.schema import Label, Record, Region
+from florence2_jax.records.schema import Record
 from florence2_jax.records.writing import Plan, split_by_hash
 from florence2_jax.typing import UserError
 
 FRACTIONS = {"train": 0.9, "val": 0.1}
-MAX_XML_BYTES = 2**24
+_FOLDERS = ("Annotations", "JPEGImages")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-
-
-class _XmlError(ValueError):
-    """An annotation file that is not read, and why."""
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
     """A tree builder that refuses document types: they define entities, and those may be bombs."""
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise _XmlError("holds a document type")
+        raise AnnotationError("holds a document type")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VocUnit:
-    """An annotation file and the image it is about, if there is one of its name."""
+    """An annotation file and the image it is about, if there is one of its name.
 
+    `images` is where the image would be, `folder` what the origin of the image begins with.
+    """
+
+    id: str
     xml: Path
     image: Path | None
     images: Path
+    folder: str
 
 
-def plan(source: Path, *, one_based: bool = False) -> Plan:
+def detect(source: Path) -> bool:
+    """Whether there are folders Annotations and JPEGImages, or annotation files beside images."""
+    if _datasets(source):
+        return True
+    files = (path for folder in _flat_folders(source) for path in entries(folder))
+    xmls = [path for path in files if path.suffix == ".xml"]
+    return any(b"<annotation" in first_bytes(path) for path in xmls[:3])
+
+
+def plan(source: Path, *, one_based: bool = False, images: Path | None = None) -> Plan:
     """Lists a VOC folder, or the only one within. Raises UserError if there is none."""
-    root = _root(source)
+    if not source.is_dir():
+        raise UserError(f"{source}: is no folder; give the one that holds Annotations/")
     ledger, digest = Ledger(), hashlib.sha256()
-    xmls = {path.stem: path for path in sorted((root / "Annotations").glob("*.xml"))}
-    images = {path.stem: path for path in sorted((root / "JPEGImages").iterdir())}
-    splits = _splits(root, list(xmls), ledger)
     units: dict[str, list[VocUnit]] = {}
-    for stem, xml in xmls.items():
-        digest.update(
-            f"{stem} {xml.stat().st_size} {splits.get(stem)}\n".encode("utf-8", "replace")
-        )
-        if stem in splits:
-            unit = VocUnit(xml=xml, image=images.get(stem), images=root / "JPEGImages")
-            units.setdefault(splits[stem], []).append(unit)
+    beside: dict[Path, dict[str, Path]] = {}
+    stems: set[tuple[Path, str]] = set()
+    for unit, split in _listed(source, images, beside, ledger):
+        digest.update(f"{unit.id} {unit.xml.stat().st_size} {split}\n".encode("utf-8", "replace"))
+        stems.add((unit.images, unit.xml.stem))
+        if split is not None:
+            units.setdefault(split, []).append(unit)
             continue
         ledger.read("image")
-        ledger.set_aside("image", "in no list of ImageSets/Main", where=xml.name)
-    if bare := len(images.keys() - xmls.keys()):
+        ledger.set_aside("image", "in no list of ImageSets/Main", where=unit.xml.name)
+    if bare := sum((place, stem) not in stems for place, found in beside.items() for stem in found):
         ledger.note("image", "images without an annotation file, not read", bare)
     job = {"format": "voc", "one_based": one_based, "sha256": digest.hexdigest()}
-    make = functools.partial(make_record, one_based=one_based)
+    make = functools.partial(make_image, one_based=one_based)
     return Plan(units=units, make=make, job=job, ledger=ledger)
 
 
-def make_record(unit: VocUnit, ledger: Ledger, *, one_based: bool) -> Record | None:
+def make_image(unit: VocUnit, ledger: Ledger, *, one_based: bool) -> Record | None:
     """The record of one annotation file."""
-    ledger.read("image")
-    stem = unit.xml.stem
+    where = unit.xml.name
     try:
         root = _parse(unit.xml)
-    except _XmlError as error:
-        ledger.set_aside("image", f"annotation file {error}", where=unit.xml.name)
+    except AnnotationError as error:
+        ledger.read("image")
+        ledger.set_aside("image", f"annotation file {error}", where=where)
         return None
-    objects = root.findall("object")
-    ledger.read("region", len(objects))
     # The name of the annotation file is that of the image; the name within may be out of date.
     within = Path((root.findtext("filename") or "").strip().replace("\\", "/")).name
-    path = unit.image or unit.images / (within or stem)
-    stated_size = (root.findtext("size/width"), root.findtext("size/height"))
-    image = read_image(path, ledger, unit.xml.name, stated_size=stated_size)
-    if image is None:
-        ledger.withdraw("its image was set aside", where=unit.xml.name)
-        return None
-    made = (
-        _region(element, f"{unit.xml.name} object {i}", image, ledger, one_based)
-        for i, element in enumerate(objects)
+    image = unit.image or unit.images / (within or unit.xml.stem)
+    annotated = AnnotatedImage(
+        id=unit.id,
+        image=image,
+        where=where,
+        origin=f"{unit.folder}/{image.name}",
+        stated_size=(root.findtext("size/width"), root.findtext("size/height")),
     )
-    regions = tuple(region for region in made if region is not None)
-    ledger.keep("image")
-    ledger.keep("region", len(regions))
-    return Record(
-        id=stem,
-        image=image.data,
-        width=image.size[0],
-        height=image.size[1],
-        origin=f"{unit.images.parent.name}/{path.name}",
-        split_key=stem,
-        regions=regions,
-    )
+    for i, element in enumerate(root.findall("object")):
+        if (element.findtext("name") or "").strip():
+            annotated.regions.append(_region(element, f"object {i}", one_based, ledger))
+            continue
+        ledger.read("region")
+        ledger.set_aside("region", "empty", where=f"{where} object {i} name", value="")
+    return make_record(annotated, ledger)
 
 
-def _region(
-    element: ElementTree.Element, where: str, image: MendedImage, ledger: Ledger, one_based: bool
-) -> Region | None:
+def _region(element: ElementTree.Element, place: str, one_based: bool, ledger: Ledger) -> RawRegion:
     values = [element.findtext(f"bndbox/{corner}") for corner in _CORNERS]
-    if not image.is_as_annotated:
-        why = "annotated at another size of the image"
-        ledger.set_aside("region", why, where=where, value=values)
-        return None
-    label = mend_text(element.findtext("name") or "", ledger, f"{where} name", "region")
-    if label is None:
-        return None
-    box = mend_box(_shifted(values) if one_based else values, image.size, ledger, where)
-    if box is None:
-        return None
     is_difficult = (element.findtext("difficult") or "").strip() == "1"
     if is_difficult:
         ledger.note("region", "difficult, marked as crowd: out of training and scoring")
@@ -133,7 +133,12 @@ def _region(
         ledger.note("region", "truncated, a flag that records do not hold")
     if element.find("part") is not None:
         ledger.note("region", "its parts not read")
-    return Region(box=box, labels=(Label(text=label),), is_crowd=is_difficult)
+    return RawRegion(
+        place=place,
+        box=_shifted(values) if one_based else values,
+        labels=((element.findtext("name"), "category"),),
+        is_crowd=is_difficult,
+    )
 
 
 def _shifted(values: list[str | None]) -> list[str | float | None]:
@@ -141,41 +146,79 @@ def _shifted(values: list[str | None]) -> list[str | float | None]:
     try:
         x0, y0, x1, y1 = (float(value or "") for value in values)
     except ValueError:
-        return list(values)  # For `mend_box` to tell.
+        return list(values)  # For mending to tell.
     return [x0 - 1, y0 - 1, x1, y1]
 
 
 def _parse(path: Path) -> ElementTree.Element:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _XmlError("cannot be read") from error
-    if len(data) > MAX_XML_BYTES:
-        raise _XmlError("is too long")
+    data = read_annotation(path)
     try:
         root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_NoDoctype()))
     except (ElementTree.ParseError, LookupError, ValueError) as error:
-        if isinstance(error, _XmlError):
+        if isinstance(error, AnnotationError):
             raise
-        raise _XmlError("is not XML") from error
+        raise AnnotationError("is not XML") from error
     if root.tag != "annotation":
-        raise _XmlError("has no <annotation>")
+        raise AnnotationError("has no <annotation>")
     return root
 
 
-def _root(source: Path) -> Path:
-    def is_voc(folder: Path) -> bool:
-        return all((folder / name).is_dir() for name in ("Annotations", "JPEGImages"))
+def _listed(
+    source: Path, images: Path | None, beside: dict[Path, dict[str, Path]], ledger: Ledger
+) -> Iterator[tuple[VocUnit, str | None]]:
+    """The annotation files with their splits; fills in the images by folder and stem."""
 
-    if is_voc(source):
-        return source
-    found = sorted(folder for folder in source.iterdir() if folder.is_dir() and is_voc(folder))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = [folder.name for folder in found]
+    def images_in(folder: Path) -> dict[str, Path]:
+        if folder not in beside:
+            beside[folder] = {path.stem: path for path in entries(folder) if is_image(path)}
+        return beside[folder]
+
+    datasets = _datasets(source, ("Annotations",) if images else _FOLDERS)
+    if len(datasets) > 1:
+        names = [folder.name for folder in datasets]
         raise UserError(f"{source}: holds more than one dataset, {names}; give one of them")
-    raise UserError(f"{source}: no folders Annotations and JPEGImages in it; is it Pascal VOC?")
+    if datasets:
+        root = datasets[0]
+        place = images or root / "JPEGImages"
+        xmls = {path.stem: path for path in sorted((root / "Annotations").glob("*.xml"))}
+        splits = _splits(root, list(xmls), ledger)
+        _note_masks(root, ledger)
+        for stem, xml in xmls.items():
+            image = images_in(place).get(stem)
+            unit = VocUnit(id=stem, xml=xml, image=image, images=place, folder=root.name)
+            yield unit, splits.get(stem)
+        return
+    folders = [folder for folder in _flat_folders(source) if any(folder.glob("*.xml"))]
+    if not folders:
+        raise UserError(f"{source}: no folders Annotations and JPEGImages in it; is it Pascal VOC?")
+    for folder in folders:
+        place = images or folder
+        for xml in sorted(folder.glob("*.xml")):
+            id_ = name_within(xml.with_suffix(""), source)
+            image = images_in(place).get(xml.stem)
+            split = split_named(folder.name) if folder != source else None
+            unit = VocUnit(id=id_, xml=xml, image=image, images=place, folder=place.name)
+            yield unit, split or split_by_hash(id_, FRACTIONS)
+
+
+def _datasets(source: Path, inside: Sequence[str] = _FOLDERS) -> list[Path]:
+    """The folder itself if it has some folders inside, else all those in it that have them."""
+
+    def has_them(folder: Path) -> bool:
+        return all((folder / name).is_dir() for name in inside)
+
+    return [source] if has_them(source) else [path for path in entries(source) if has_them(path)]
+
+
+def _flat_folders(source: Path) -> list[Path]:
+    """Where annotation files may be beside their images."""
+    named = (path for path in entries(source) if split_named(path.name))
+    return [source, *(path for path in named if path.is_dir())]
+
+
+def _note_masks(root: Path, ledger: Ledger) -> None:
+    if masks := sum(is_image(path) for path in entries(root / "SegmentationObject")):
+        ledger.note("file", "masks (SegmentationObject), not read", masks)
 
 
 def _splits(root: Path, stems: list[str], ledger: Ledger) -> dict[str, str]:
