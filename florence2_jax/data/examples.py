@@ -111,10 +111,10 @@ def _whole_image(record: Record, task: Task, make: Make) -> Iterator[Example]:
     """Detection, dense captions, proposals, text spotting: one question about all regions."""
     kind = task.learns_from.partition(":")[2]
     if task.grammar == "quads":
-        regions = tuple(
-            QuadRegion(label=region.label("text") or "", quad=region.quad)
+        regions = tuple(  # A word nobody wrote down is no word to learn.
+            QuadRegion(label=text, quad=region.quad)
             for region in _targets(record)
-            if region.quad is not None
+            if region.quad is not None and (text := region.label("text")) is not None
         )
     elif task.grammar == "proposals":
         regions = tuple(BoxRegion(box=region.box) for region in _targets(record))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The style sheet and the script of all pages; plain text, put into each page as it is.
+"""The style sheet of all pages; plain text, put into each page as it is.
 
 `--c` is the colour of a label, `--ink` black or white, whichever can be read on it.
 """
@@ -36,17 +36,31 @@ h3:first-child { margin-top:0 }
 .bar label[hidden] { display:none }
 .bar small { color:var(--soft); font-variant-numeric:tabular-nums }
 .bar input[type=checkbox] { accent-color:var(--accent); margin:0; width:15px; height:15px }
-.bar input[type=search] { margin-left:auto; width:180px }
-.bar input[type=search], .bar select { font:inherit; font-size:14px; padding:3px 10px;
-  color:inherit; border:1px solid var(--line); border-radius:8px; background:var(--tint) }
+.bar input[type=search] { margin-left:auto; width:170px }
+.bar input[type=search], .bar input[type=text], .bar select, .bar button { font:inherit;
+  font-size:14px; padding:3px 10px; color:var(--text); border:1px solid var(--line);
+  border-radius:8px; background:var(--tint) }
+.bar select { max-width:160px } .bar input[type=text] { width:120px }
+.bar > .fields { column-gap:12px } .fields label { color:var(--soft); font-size:13.5px }
+.bar input[type=range] { width:84px; accent-color:var(--accent) }
+.bar output { min-width:3.4ch; font-variant-numeric:tabular-nums }
+.bar button { cursor:pointer; color:var(--accent) } .bar #count { min-width:14ch }
+.bar [hidden] { display:none }
+.bar > .switches { padding-top:0 }
+:focus-visible { outline:2px solid var(--accent); outline-offset:2px }
+summary:focus-visible { outline-offset:-2px }
 main { padding-bottom:60px }
 .card { background:var(--card); border:1px solid var(--line); border-radius:14px; margin:18px 0;
   padding:18px; content-visibility:auto; contain-intrinsic-size:auto 520px; display:grid;
   grid-template-columns:minmax(0,11fr) minmax(0,9fr); gap:6px 26px; align-items:start }
 .card[hidden], section[hidden] { display:none }
+/* Cards made when they come near: until then as tall as they will be, about. */
+.later { content-visibility:visible; scroll-margin-top:calc(var(--bar, 0px) + 12px);
+  min-height:calc(min(560px, 50vw / var(--ratio)) + 84px) }
+.later.made { min-height:0 }
 .card > .head { grid-column:1/-1; display:flex; gap:4px 14px; align-items:baseline;
   flex-wrap:wrap; margin-bottom:6px }
-.head b { overflow-wrap:anywhere } .head .score { margin-left:auto }
+.head b, .head .soft { overflow-wrap:anywhere; min-width:0 } .head .score { margin-left:auto }
 .prompt { flex-basis:100%; font-size:16px; overflow-wrap:anywhere }
 .words { margin:2px 0 6px; white-space:pre-wrap; overflow-wrap:anywhere }
 .figure { position:relative; aspect-ratio:var(--ratio); margin:0 auto;
@@ -72,6 +86,7 @@ main { padding-bottom:60px }
   overflow:hidden; text-overflow:ellipsis }
 .chip b { display:none; font-weight:600 } .chip b.on { display:inline }
 .chip.above { transform:translateY(-100%) } .chip.lit { z-index:3 }
+.aside { opacity:.2 }
 .chip.shy:not(.lit), .no-labels .chip:not(.lit), .off { display:none }
 .notes { max-height:660px; overflow:auto; scrollbar-width:thin }
 mark { background:color-mix(in srgb, var(--c) 26%, transparent); color:inherit; cursor:default;
@@ -120,97 +135,7 @@ pre { margin:6px 0 0; white-space:pre-wrap; overflow-wrap:anywhere; font-size:12
 #tip[hidden] { display:none }
 @media (max-width: 860px) { .card, .card.pair, .card.told { grid-template-columns:minmax(0,1fr) }
   header, main, .top, .bar > div { padding-inline:14px } .metrics .bars { display:none }
+  .bar { position:static } .bar input[type=search] { margin-left:0 }
+  .later { min-height:calc(min(560px, 90vw / var(--ratio)) + 300px) }
   .metrics th, .metrics td { padding-inline:8px } }
-"""
-
-SCRIPT = """
-"use strict";
-const all = (query, from = document) => [...from.querySelectorAll(query)];
-const cards = all(".card");
-
-// An image that several cards show is in the page once.
-for (const copy of all("img[data-copy]"))
-  copy.src = document.getElementById(copy.dataset.copy).src;
-
-// Switches: a place is shown while one of its kinds is on, with the first label that is on.
-const switches = all("input[data-switch]");
-for (const box of switches) {
-  const found = new Set(all("[data-kinds~=" + box.dataset.switch + "]:not(.chip)").map(
-    e => cards.indexOf(e.closest(".card")) + e.dataset.link));
-  box.closest("label").hidden = found.size === 0;
-  box.parentElement.querySelector("small").textContent = found.size.toLocaleString();
-}
-function applySwitches() {
-  const on = new Set(switches.filter(box => box.checked).map(box => box.dataset.switch));
-  const shown = kind => switches.length === 0 || on.has(kind);
-  for (const place of all("[data-kinds]")) {
-    const kinds = place.dataset.kinds;
-    place.classList.toggle("off", kinds !== "" && !kinds.split(" ").some(shown));
-  }
-  for (const chip of all(".chip")) {
-    const first = all("b", chip).find(word => shown(word.dataset.kind));
-    for (const word of all("b", chip)) word.classList.toggle("on", word === first);
-  }
-}
-for (const box of switches) box.onchange = applySwitches;
-applySwitches();
-const labels = document.getElementById("labels");
-if (labels) labels.onchange = () => document.body.classList.toggle("no-labels", !labels.checked);
-
-// What belongs together lights up together; a tip follows the mouse.
-const tip = document.getElementById("tip");
-let lit = [];
-document.addEventListener("mouseover", event => {
-  const at = event.target.closest("[data-link]");
-  for (const element of lit) element.classList.remove("lit", "dim");
-  lit = [];
-  if (at) {
-    const card = at.closest(".card");
-    lit = all('[data-link="' + at.dataset.link + '"]', card);
-    for (const element of lit) element.classList.add("lit");
-    card.classList.add("dim");
-    lit.push(card);
-  }
-  const told = event.target.closest("[data-tip]");
-  tip.hidden = !told;
-  if (told) tip.textContent = told.dataset.tip;
-});
-document.addEventListener("mousemove", event => {
-  const left = Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8);
-  const fits = event.clientY + 18 + tip.offsetHeight < innerHeight;
-  tip.style.left = left + "px";
-  tip.style.top = (fits ? event.clientY + 18 : event.clientY - tip.offsetHeight - 10) + "px";
-});
-
-// Cards that hold the words looked for; one task alone; the worst first.
-const search = document.querySelector("input[type=search]");
-const count = document.getElementById("count");
-const texts = new Map();
-function find() {
-  const words = (search ? search.value : "").toLowerCase().split(/\\s+/).filter(Boolean);
-  let left = 0;
-  for (const card of cards) {
-    if (words.length && !texts.has(card)) texts.set(card, card.textContent.toLowerCase());
-    card.hidden = !words.every(word => texts.get(card).includes(word));
-    left += !card.hidden && !card.parentElement.hidden;
-  }
-  const noun = document.body.querySelector("main section") ? "answers" : "records";
-  if (count) count.textContent = left === cards.length ? left.toLocaleString() + " " + noun
-    : left.toLocaleString() + " of " + cards.length.toLocaleString() + " " + noun;
-}
-if (search) search.oninput = find;
-const task = document.getElementById("task");
-if (task) task.onchange = () => {
-  for (const section of all("section[data-task]"))
-    section.hidden = task.value !== "" && section.dataset.task !== task.value;
-  find();
-};
-const order = document.getElementById("order");
-if (order) order.onchange = () => {
-  const place = card => order.value === "given" ? cards.indexOf(card)
-    : card.dataset.score === "" ? Infinity : Number(card.dataset.score);
-  for (const section of all("section[data-task]"))
-    section.append(...all(".card", section).sort((a, b) => place(a) - place(b) || 0));
-};
-find();
 """

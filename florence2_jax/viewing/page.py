@@ -6,16 +6,21 @@ comes from data passes through `escape`; nothing from data is ever read as marku
 """
 
 import base64
+import dataclasses
 import html
 import io
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from florence2_jax.records.checks import ImageError, open_image, to_rgb
 from florence2_jax.typing import Box, Size
 from florence2_jax.viewing.draw import Ring, ink_on
-from florence2_jax.viewing.look import SCRIPT, STYLE
+from florence2_jax.viewing.look import STYLE
+from florence2_jax.viewing.scripts import COMMON
 
 _HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8">
@@ -25,10 +30,8 @@ style-src 'unsafe-inline'; script-src 'unsafe-inline'">
 <title>{title}</title><style>{style}</style></head>
 <body><header><h1>{title}</h1><p class="lead">{lead}</p></header>
 {top}
-<main>
+<div id="tip" hidden></div>
 """
-_KEPT_BYTES = 2**20  # Larger images are shrunk for the page; what is drawn on them stays sharp.
-_SHRUNK_SIDE_PX = 1280
 _MIME_TYPES = {
     "JPEG": "image/jpeg",
     "MPO": "image/jpeg",
@@ -37,6 +40,25 @@ _MIME_TYPES = {
     "GIF": "image/gif",
     "BMP": "image/bmp",
 }
+_LOSSLESS = ("PNG", "BMP")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageBounds:
+    """Images of at most `kept_bytes` go into a page as they are, others as a JPEG of at most
+    `side_px`. What is drawn on them stays sharp."""
+
+    side_px: int
+    kept_bytes: int
+    quality: int
+
+
+LARGE = ImageBounds(1280, 2**20, 88)
+
+
+def small_images(side_px: int = 640) -> ImageBounds:
+    """Bounds for pages of many, by default about as wide as a card shows them."""
+    return ImageBounds(side_px, side_px**2 // 6, 82)
 
 
 def escape(text: object) -> str:
@@ -83,22 +105,34 @@ def swatch(color: str) -> str:
     return f'<i class="swatch" {style(color)}></i>'
 
 
-def image_uri(data: bytes) -> str:
-    """A data URI of an encoded image; large or rare ones are encoded anew.
+def image_uri(data: bytes, bounds: ImageBounds = LARGE) -> str:
+    """A data URI of an encoded image; those beyond the bounds, and rare formats, are encoded anew.
 
     Raises:
         ImageError: if the bytes cannot be opened or decoded.
     """
     image = open_image(data)
     kind = _MIME_TYPES.get(image.format or "")
-    if kind is None or len(data) > _KEPT_BYTES:
-        image.draft("RGB", (_SHRUNK_SIDE_PX, _SHRUNK_SIDE_PX))  # JPEG: decodes what is needed.
-        image = to_rgb(image)
-        image.thumbnail((_SHRUNK_SIDE_PX, _SHRUNK_SIDE_PX))
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=88)
-        kind, data = "image/jpeg", buffer.getvalue()
+    if kind is None or len(data) > bounds.kept_bytes:
+        shrunk = _encoded(image, bounds)
+        if kind is None or max(image.size) > bounds.side_px or len(shrunk) < len(data):
+            kind, data = "image/jpeg", shrunk
+    elif image.format in _LOSSLESS and len(data) > 2 * image.width * image.height:
+        packed = io.BytesIO()  # Pixels as good as uncompressed: the same ones, compressed.
+        to_rgb(image).save(packed, "PNG")
+        if packed.tell() < len(data):
+            kind, data = "image/png", packed.getvalue()
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _encoded(image: Image.Image, bounds: ImageBounds) -> bytes:
+    side = bounds.side_px
+    image.draft("RGB", (side, side))  # JPEG: decodes what is needed.
+    image = to_rgb(image)
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=bounds.quality)
+    return buffer.getvalue()
 
 
 def shape(
@@ -178,16 +212,45 @@ def figure(image_tag: str, size: Size, shapes: Iterable[str], chips: Iterable[st
     )
 
 
+def no_image(reason: ImageError) -> str:
+    """What stands in the place of an image that cannot be shown."""
+    return f'<div class="no-image">The image cannot be shown: {escape(reason)}</div>'
+
+
 def image_tag(data: bytes, what: str, extra: str = "") -> str:
     """An `img` with the data inside, or a note that says why there is none."""
     try:
         uri = image_uri(data)
     except ImageError as error:
-        return f'<div class="no-image">The image cannot be shown: {escape(error)}</div>'
+        return no_image(error)
     return f'<img loading="lazy" decoding="async" alt="{escape(what)}" src="{uri}"{extra}>'
 
 
-def write_page(path: Path, *, title: str, lead: str, top: str, body: Iterable[str]) -> None:
+def later_card(markup: str, image: str, size: Size) -> str:
+    """A card that the script makes when it comes near: both parts are inert text until then.
+
+    Args:
+        markup: of the card, with whatever came from data escaped: so it can hold no end tag of
+            a script, nor the beginning of a comment.
+        image: its data URI, or nothing.
+        size: `(width, height)` of the image, from which the height of the card is guessed.
+    """
+    return (
+        f'<article class="card later" style="--ratio:{size[0] / size[1]:.4f}">'
+        f'<script type="text/plain">{markup}</script>'
+        f'<script type="text/plain">{image}</script></article>\n'
+    )
+
+
+def inert_json(value: object, name: str) -> str:
+    """JSON that a script of the page reads by the name given; nothing in it is markup."""
+    text = json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>\n'
+
+
+def write_page(
+    path: Path, *, title: str, lead: str, top: str, body: Iterable[str], script: str
+) -> None:
     """Writes a page piece by piece, under another name until it is whole.
 
     Args:
@@ -196,14 +259,17 @@ def write_page(path: Path, *, title: str, lead: str, top: str, body: Iterable[st
         lead: one sentence that says what one sees, plain text.
         top: markup between the heading and the cards: switches, legend, tables.
         body: markup of the cards.
+        script: runs before the cards are there, after the one that all pages share; its function
+            `start` is called when all is there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     try:
         with part.open("w", encoding="utf-8", newline="\n") as file:
             file.write(_HEAD.format(title=escape(title), lead=escape(lead), style=STYLE, top=top))
+            file.write(f"<script>{COMMON}{script}</script>\n<main>\n")
             file.writelines(body)
-            file.write(f"</main><div id=tip hidden></div><script>{SCRIPT}</script></body></html>\n")
+            file.write("</main></body></html>\n")
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A record as a card of a page: its image with all places, and all that is said about it."""
 
-import dataclasses
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -22,21 +21,28 @@ from florence2_jax.viewing.page import (
     counted,
     escape,
     figure,
-    image_tag,
     number,
     plural,
     shape,
     style,
     swatch,
 )
+from florence2_jax.viewing.record_index import maker_name, region_kinds
 
 # Where there are many regions, those of less than this share of the image show their label only
 # when pointed at: labels of specks would hide them and one another.
 _SPECK_SHARE, _NUM_LABELLED = 0.004, 8
 
 
-def record_card(record: Record) -> str:
-    """The image with all places of a record, and all that is said about it beside it."""
+def record_card(record: Record, image: str) -> str:
+    """The image with all places of a record, and all that is said about it beside it.
+
+    Elements that speak of one annotation name it: places by `data-link` (`r0`; `g0s1` the second
+    phrase of the first grounding), texts by `data-note`.
+
+    Args:
+        image: markup of the image, or of a note in its place.
+    """
     size = record.size
     grounded = list(_grounding_shapes(record))
     order = sorted(range(len(record.regions)), key=lambda k: -box_area(record.regions[k].box))
@@ -55,17 +61,17 @@ def record_card(record: Record) -> str:
         _provenance(record),
         _region_table(record),
     )
-    picture = figure(image_tag(record.image, f"image {record.id}"), size, shapes, chips)
+    picture = figure(image, size, shapes, chips)
     return (
-        f'<article class="card"><div class="head"><b>{escape(record.id)}</b>'
+        f'<div class="head"><b>{escape(record.id)}</b>'
         f'<span class="soft">{size[0]} × {size[1]} px{origin}</span></div>'
-        f'<div>{picture}</div><div class="notes">{"".join(parts)}</div></article>\n'
+        f'<div>{picture}</div><div class="notes">{"".join(parts)}</div>'
     )
 
 
 def _region_shapes(region: Region, index: int) -> Iterator[str]:
     color, link = label_color(main_label(region), index), f"r{index}"
-    kinds = _kinds(region)
+    kinds = region_kinds(region)
     crowd = " crowd" if region.is_crowd else ""
     lines = [f"{label.kind}: {label.text}" for label in region.labels] or ["no label"]
     lines += ["a crowd"] if region.is_crowd else []
@@ -92,10 +98,6 @@ def _region_chip(region: Region, index: int, size: Size, classes: str) -> str:
     labels = [(kind, text) for kind in dict.fromkeys(order) if (text := region.label(kind))]
     color = label_color(main_label(region), index)
     return chip(labels, color, hull=region.box, size=size, link=f"r{index}", classes=classes)
-
-
-def _kinds(region: Region) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(label.kind for label in region.labels)) or ("unlabelled",)
 
 
 def _grounding_shapes(record: Record) -> Iterator[tuple[str, str]]:
@@ -131,9 +133,11 @@ def _grounding_shapes(record: Record) -> Iterator[tuple[str, str]]:
 def _captions(record: Record) -> str:
     parts = []
     for granularity in GRANULARITIES:
-        texts = [text for text in record.texts if text.granularity == granularity]
+        texts = [(k, t) for k, t in enumerate(record.texts) if t.granularity == granularity]
         if texts:
-            items = (f"<li>{escape(t.text)}{_by(t.provenance)}</li>" for t in texts)
+            items = (
+                f'<li data-note="t{k}">{escape(t.text)}{_by(t.provenance)}</li>' for k, t in texts
+            )
             name = f"{granularity.replace('_', ' ')} caption{'s' if len(texts) > 1 else ''}"
             parts.append(f'<h3>{name}</h3><ul class="list">{"".join(items)}</ul>')
     return "".join(parts)
@@ -141,7 +145,7 @@ def _captions(record: Record) -> str:
 
 def _groundings(record: Record) -> str:
     items = (
-        f'<p class="words">{_marked(grounding, g)}{_by(grounding.provenance)}</p>'
+        f'<p class="words" data-note="g{g}">{_marked(grounding, g)}{_by(grounding.provenance)}</p>'
         for g, grounding in enumerate(record.groundings)
     )
     return f"<h3>Grounded captions</h3>{''.join(items)}" if record.groundings else ""
@@ -165,8 +169,9 @@ def _marked(grounding: Grounding, index: int) -> str:
 
 def _questions(record: Record) -> str:
     items = (
-        f"<dt>{escape(q.question)}</dt><dd>{' · '.join(counted(q.answers))}{_by(q.provenance)}</dd>"
-        for q in record.questions
+        f'<dt data-note="q{k}">{escape(q.question)}</dt>'
+        f'<dd data-note="q{k}">{" · ".join(counted(q.answers))}{_by(q.provenance)}</dd>'
+        for k, q in enumerate(record.questions)
     )
     return f'<h3>Questions</h3><dl class="qa">{"".join(items)}</dl>' if record.questions else ""
 
@@ -174,7 +179,7 @@ def _questions(record: Record) -> str:
 def _provenance(record: Record) -> str:
     """Who made how much of the record."""
     notes = (*record.texts, *record.regions, *record.groundings, *record.questions)
-    makers = Counter(_maker(dataclasses.replace(note.provenance, score=None)) for note in notes)
+    makers = Counter(maker_name(note.provenance) for note in notes)
     items = (
         f"<li>{escape(name)}: {plural(num, 'annotation')}</li>" for name, num in makers.items()
     )
@@ -202,10 +207,8 @@ def _region_table(record: Record) -> str:
 
 def _maker(provenance: Provenance) -> str:
     """`specialist detector-1.2, round 1, score 0.93`; round 0 and no score are not told."""
-    parts = [f"{provenance.kind} {provenance.name}".strip()]
-    parts += [f"round {provenance.round}"] if provenance.round else []
-    parts += [] if provenance.score is None else [f"score {provenance.score:.2f}"]
-    return ", ".join(parts)
+    score = "" if provenance.score is None else f", score {provenance.score:.2f}"
+    return f"{maker_name(provenance)}{score}"
 
 
 def _by(provenance: Provenance) -> str:

@@ -4,8 +4,9 @@
 import argparse
 import os
 import re
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,12 @@ def positive(text: str) -> int:
 
 
 class Progress:
-    """A bar on the terminal for work that takes longer than two seconds."""
+    """A bar with the time left, on the terminal, for work that takes longer than two seconds."""
 
     def __init__(self, what: str):
         self._what, self._start = what, time.monotonic()
         self._bar: Any = None
+        self._is_hidden = not sys.stderr.isatty()
 
     def __enter__(self) -> "Progress":
         return self
@@ -45,24 +47,26 @@ class Progress:
             self._bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
-        from rich import progress
-        from rich.console import Console
-
+        if self._is_hidden or (self._bar is None and time.monotonic() - self._start < 2):
+            return
         if self._bar is None:
-            console = Console(stderr=True)
-            if time.monotonic() - self._start < 2 or not console.is_terminal:
-                return
+            from rich import progress
+            from rich.console import Console
+
             columns = ("{task.description}", progress.BarColumn(), progress.MofNCompleteColumn())
             left = progress.TimeRemainingColumn()
+            console = Console(stderr=True)
             self._bar = progress.Progress(*columns, left, console=console, transient=True)
-            self._bar.add_task(self._what)
+            self._bar.add_task(self._what, total=total)
             self._bar.start()
         self._bar.update(self._bar.task_ids[0], completed=done, total=total)
 
-    def over(self, things: Iterator[Any], total: int) -> Iterator[Any]:
+    def over(self, things: Iterable[Any], total: int) -> Iterator[Any]:
         """The things, counted as they pass."""
+        told = self._start
         for done, thing in enumerate(things):
-            if done % 256 == 0:
+            if time.monotonic() - told >= 0.1:
+                told = time.monotonic()
                 self(done, total)
             yield thing
 
@@ -100,7 +104,7 @@ def print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]
 
     table = Table(title=escape(title), title_justify="left")
     for i, column in enumerate(columns):
-        is_number = all(re.fullmatch(r"[\d,.]+|-", row[i]) for row in rows)
+        is_number = all(re.fullmatch(r"[\d,.]+( M)?|-?", row[i]) for row in rows)
         table.add_column(
             column,
             justify="right" if is_number else "left",
