@@ -21,6 +21,22 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.input.update(num_prompts=4, prompt_length=64, target_length=256)
     c.input.update(order="random", num_workers=16, num_threads=8, buffer=4)  # Ours.
     c.input.tasks = dict(all=1.0, vqa=0.0, referring_expression_comprehension=0.0)  # Ours.
+    # Several stores instead of one: leave `records` out, and give each a weight, its images beside
+    # those of the others whatever their sizes, and tasks of its own where `tasks` do not suit it.
+    #   c.input.mixture = dict(
+    #       fld=dict(records="/data/fld", weight=9.0),
+    #       textocr=dict(records="/data/textocr", split="train", tasks=dict(ocr=1.0)),
+    #   )
+    # Stages, ordered by `until` (a share of the run, or a step above 1), multiply the task weights;
+    # a store with weight 0 rests and goes on later where it was.
+    #   c.input.stages = dict(
+    #       image=dict(
+    #           until=0.3,
+    #           tasks=dict(caption=1.0, detailed_caption=1.0, more_detailed_caption=1.0),
+    #           weights=dict(textocr=0.0),
+    #       ),
+    #       all_levels=dict(until=1.0),
+    #   )
     # The released vocabulary is that of BART; give its folder, or train one on the records.
     c.tokenizer = dict(path="", train_size=32_000)  # Ours.
     c.optimizer = dict(peak_lr={"base": 1e-4, "large": 1e-5}[variant], warmup_steps=5_000)

@@ -3,15 +3,19 @@
 
 import dataclasses
 import fcntl
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from jaxtyping import Int
+from numpy.typing import NDArray
 
-from florence2_jax.data.examples import target_of
+from florence2_jax.data.examples import Example, target_of
 from florence2_jax.data.mixture import draw_examples
+from florence2_jax.data.packing import Written, fill_row, lay_out
 from florence2_jax.data.transforms import decode, resize
 from florence2_jax.records.checks import ImageError
 from florence2_jax.records.schema import Record
@@ -24,9 +28,11 @@ from florence2_jax.typing import Size, UserError
 Batch: TypeAlias = dict[str, Any]
 """Arrays by name. To the devices go `image` uint8[B,Y,X,3]; `prompt_ids` int32[B,K,L];
 `target_ids` int32[B,K,T], `<s> ... </s>`, then padding (a prompt that is missing has nothing else);
-`task_ids` int32[B,K], the row of `TASKS`, -1 where missing. For the books are `index` int64[B]
-(record of the store), `is_substitute` bool[B] and `num_dropped` int32[B] (regions that did not fit
-their targets, and prompts that did not fit)."""
+`task_ids` int32[B,K], the row of `TASKS`, -1 where missing. Packed targets share the row of their
+image: `target_ids` int32[B,N], and `target_prompts` int32[B,G] says which prompt each of its chunks
+belongs to (`packing.py`). For the books are `index` int64[B] (record of the store), `is_substitute`
+bool[B], `num_dropped` int32[B] (regions that did not fit their targets, and prompts that did not
+fit) and `num_unplaced` int32[B] (targets that found no room in a packed row)."""
 
 TASK_IDS = {token: i for i, token in enumerate(TASKS)}
 _MAX_SUBSTITUTES = 1000
@@ -43,6 +49,7 @@ class BatchSpec:
     image_size: Size
     weights: Mapping[str, float]
     order: Order = "random"
+    pack_length: int = 0  # Cells that the targets of an image share; 0: each has its own.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,38 +84,101 @@ class LoadExamples:
 
     def _row(self, record: Record, rng: np.random.Generator) -> Batch:
         spec = self.spec
-        examples = draw_examples(record, spec.weights, spec.num_prompts, rng)
+        # What finds no room in a packed row has a spare.
+        number = 2 * spec.num_prompts if spec.pack_length else spec.num_prompts
+        examples = draw_examples(record, spec.weights, number, rng)
         if not examples:
             raise EmptyRecordError(f"record {record.id} feeds none of the tasks of this run")
         pixels = resize(decode(record.image), spec.image_size)
-        prompt_ids = np.full((spec.num_prompts, spec.prompt_length), PAD_ID, np.int32)
-        target_ids = np.full((spec.num_prompts, spec.target_length), PAD_ID, np.int32)
-        task_ids = np.full(spec.num_prompts, -1, np.int32)
-        # Two positions of the target are `<s>` and `</s>`.
-        budget = Budget(lambda text: len(self.tokenizer.encode(text)), spec.target_length - 2)
-        num_dropped = 0
-        for k, example in enumerate(examples):
-            prompt = wrap_prompt(self.tokenizer.encode(example.prompt))
-            if len(prompt) > spec.prompt_length:
-                num_dropped += 1  # Half a question would teach the answer to another one.
-                continue
-            target = target_of(example, record.size, order=spec.order, rng=rng, budget=budget)
-            ids = [BOS_ID, *self.tokenizer.encode(target.text), EOS_ID]
-            prompt_ids[k, : len(prompt)] = prompt
-            target_ids[k, : len(ids)] = ids
-            task_ids[k] = TASK_IDS[example.task.token]
-            num_dropped += target.num_dropped
-        if (task_ids < 0).all():
+        make = self._packed if spec.pack_length else self._one_per_prompt
+        row = make(examples, record.size, rng)
+        if (row["task_ids"] < 0).all():
             raise EmptyRecordError(
                 f"record {record.id}: no prompt fits {spec.prompt_length} tokens"
             )
+        return {"image": pixels} | row
+
+    def _one_per_prompt(
+        self, examples: Sequence[Example], size: Size, rng: np.random.Generator
+    ) -> Batch:
+        spec = self.spec
+        prompt_ids, task_ids = self._no_prompts()
+        target_ids = np.full((spec.num_prompts, spec.target_length), PAD_ID, np.int32)
+        num_dropped = 0
+        for k, example in enumerate(examples):
+            prompt = self._prompt(example)
+            if prompt is None:
+                num_dropped += 1
+                continue
+            target = self._target(example, size, rng, spec.target_length)
+            prompt_ids[k, : len(prompt)] = prompt
+            target_ids[k, : len(target.ids)] = target.ids
+            task_ids[k] = TASK_IDS[example.task.token]
+            num_dropped += target.num_dropped
         return {
-            "image": pixels,
             "prompt_ids": prompt_ids,
             "target_ids": target_ids,
             "task_ids": task_ids,
             "num_dropped": np.int32(num_dropped),
+            "num_unplaced": np.int32(0),
         }
+
+    def _packed(self, examples: Sequence[Example], size: Size, rng: np.random.Generator) -> Batch:
+        spec = self.spec
+        prompts = [self._prompt(example) for example in examples]
+        pairs = zip(examples, prompts, strict=True)
+        asked = [(example, prompt) for example, prompt in pairs if prompt is not None]
+        whole = functools.cache(
+            lambda draw: self._target(asked[draw][0], size, rng, spec.target_length)
+        )
+
+        def write(draw: int, max_length: int) -> Written | None:
+            target, task = whole(draw), asked[draw][0].task
+            if len(target.ids) <= max_length:
+                return target
+            # A mask may have fewer points, but with half of them it is another shape.
+            if task.grammar != "masks" or len(target.ids) > 2 * max_length:
+                return None
+            shorter = self._target(asked[draw][0], size, rng, max_length)
+            return shorter if shorter.num_dropped <= target.num_dropped else None
+
+        filling = fill_row(
+            len(asked), write, num_prompts=spec.num_prompts, pack_length=spec.pack_length
+        )
+        targets = list(filling.placed.values())
+        target_ids, target_prompts = lay_out([t.ids for t in targets], spec.pack_length)
+        prompt_ids, task_ids = self._no_prompts()
+        for k, draw in enumerate(filling.placed):
+            example, prompt = asked[draw]
+            prompt_ids[k, : len(prompt)] = prompt
+            task_ids[k] = TASK_IDS[example.task.token]
+        num_dropped = sum(t.num_dropped for t in targets)
+        return {
+            "prompt_ids": prompt_ids,
+            "target_ids": target_ids,
+            "target_prompts": target_prompts,
+            "task_ids": task_ids,
+            "num_dropped": np.int32(num_dropped + prompts[: spec.num_prompts].count(None)),
+            "num_unplaced": np.int32(filling.num_unplaced),
+        }
+
+    def _no_prompts(self) -> tuple[Int[NDArray, "K L"], Int[NDArray, " K"]]:
+        shape = self.spec.num_prompts, self.spec.prompt_length
+        return np.full(shape, PAD_ID, np.int32), np.full(shape[0], -1, np.int32)
+
+    def _prompt(self, example: Example) -> list[int] | None:
+        """Its ids, or None: half a question would teach the answer to another one."""
+        prompt = wrap_prompt(self.tokenizer.encode(example.prompt))
+        return prompt if len(prompt) <= self.spec.prompt_length else None
+
+    def _target(
+        self, example: Example, size: Size, rng: np.random.Generator, max_length: int
+    ) -> Written:
+        # Two of its ids are `<s>` and `</s>`.
+        budget = Budget(lambda text: len(self.tokenizer.encode(text)), max_length - 2)
+        target = target_of(example, size, order=self.spec.order, rng=rng, budget=budget)
+        ids = [BOS_ID, *self.tokenizer.encode(target.text), EOS_ID]
+        return Written(ids, target.num_dropped)
 
     def _note(self, index: int, reason: str) -> None:
         if self.set_aside is None or index in _noted:

@@ -12,26 +12,41 @@ None after setting aside what cannot be mended. The rules:
   stay. No box is ever scaled.
 - Stored pixels count, not how a viewer turns them by the EXIF orientation; only where the
   annotations give the turned size is the image turned, losslessly, into a PNG.
-- JPEG, PNG and WebP pass byte by byte; other formats become PNG.
+- JPEG, PNG and WebP pass byte by byte, up to 16 MiB; other formats become PNG, or JPEG where the
+  PNG would have more than that. Whether an image is whole is told from its file where it can be
+  (`containers.py`), else by decoding it.
 """
 
 import dataclasses
+import errno
 import io
 import math
+import os
 import re
+import stat
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from florence2_jax.records.containers import is_whole
 from florence2_jax.records.ledger import Ledger
-from florence2_jax.typing import Box, Polygon, Size
+from florence2_jax.typing import Box, Polygon, Quad, Size
 
 MAX_IMAGE_PIXELS = 2**26
 """Images of more pixels (8192 x 8192) are not decoded. Below the bound of Pillow itself."""
+
+MAX_IMAGE_BYTES = 2**24
+"""Images of more bytes are not stored as they are."""
+
+MAX_FILE_BYTES = 2**28
+"""Files of more bytes are not read. An image of `MAX_IMAGE_PIXELS` has fewer in any format."""
+
+JPEG_QUALITY = 95
+"""Where an image must be encoded again, in the scale of libjpeg."""
 
 _KEPT_FORMATS = ("JPEG", "MPO", "PNG", "WEBP")  # MPO: a JPEG with more images behind the first.
 _READ_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -131,30 +146,30 @@ def mend_image(
     `stated_size` is the `(width, height)` of the annotation file, in pixels. Keeps no count of
     images read or kept: that is the importer's.
     """
+    stated = _whole_numbers(stated_size)
     try:
         image = open_image(data)
-        size, format_ = image.size, image.format
-        check_decodes(image)  # Before the EXIF block, whose reader swallows errors of pixels.
-        orientation = _orientation(image)
+        size, format_ = image.size, image.format or ""
+        if not is_whole(data, format_):
+            check_decodes(image)  # Before the EXIF block, whose reader swallows errors of pixels.
+        orientation = _orientation(image, data)
+        is_turned = stated != size and stated == size[::-1] and orientation >= 5
+        if how := _why_anew(data, format_, is_turned):
+            pixels = to_rgb(open_image(data), upright=is_turned)
+            data, stored_as = _encoded(pixels)
+            ledger.repair("image", f"{how} stored as {stored_as}")
+            size = pixels.size
     except ImageError as error:
         ledger.set_aside("image", str(error), where=where)
         return None
-    if format_ not in _KEPT_FORMATS:
-        data = _as_png(to_rgb(open_image(data)))
-        ledger.repair("image", f"{format_} stored as PNG")
-    stated = _whole_numbers(stated_size)
     if stated == size:
-        if orientation != 1:
+        if orientation != 1 and not is_turned:
             ledger.note("image", "EXIF orientation not applied: boxes are of the stored pixels")
         return MendedImage(data=data, size=size)
     if stated is None:
         if stated_size is not None:
             ledger.repair("image", "size taken from the file, the annotation has none")
         return MendedImage(data=data, size=size)
-    if stated == size[::-1] and orientation >= 5:
-        turned = to_rgb(open_image(data), upright=True)
-        ledger.repair("image", "turned as its EXIF orientation says, stored as PNG")
-        return MendedImage(data=_as_png(turned), size=turned.size)
     if max(abs(a - b) for a, b in zip(stated, size, strict=True)) <= 1:
         ledger.repair("image", "size off by a pixel, taken from the file")
         return MendedImage(data=data, size=size)
@@ -162,17 +177,87 @@ def mend_image(
     return MendedImage(data=data, size=size, is_as_annotated=False)
 
 
+def _why_anew(data: bytes, format_: str, is_turned: bool) -> str:
+    """Why an image cannot pass byte by byte; empty if it can."""
+    if is_turned:
+        return "turned as its EXIF orientation says,"
+    if format_ not in _KEPT_FORMATS:
+        return format_
+    return f"{format_} of more than 16 MiB" if len(data) > MAX_IMAGE_BYTES else ""
+
+
+def _encoded(pixels: Image.Image) -> tuple[bytes, str]:
+    """The bytes of an image, as PNG if that is small enough, and the name of their format."""
+    if len(data := encode(pixels, "PNG")) <= MAX_IMAGE_BYTES:
+        return data, "PNG"
+    return encode(pixels, "JPEG"), "JPEG"
+
+
+def encode(pixels: Image.Image, format_: str) -> bytes:
+    """An image as PNG, or as JPEG or WebP of `JPEG_QUALITY`; nothing but pixels goes along."""
+    bare = Image.new(pixels.mode, pixels.size)
+    bare.paste(pixels)  # EXIF would turn them once more, profiles are of the colours before.
+    out = io.BytesIO()
+    bare.save(out, format_, **({} if format_ == "PNG" else {"quality": JPEG_QUALITY}))
+    return out.getvalue()
+
+
+@runtime_checkable
+class _File(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def exists(self) -> bool: ...
+
+    def read_bytes(self) -> bytes: ...
+
+
+def read_bytes(file: _File, ledger: Ledger, where: str) -> bytes | None:
+    """The bytes of an image's file; one that is missing or cannot be read is set aside."""
+    try:
+        return read_regular(file) if isinstance(file, Path) else file.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have.
+        why = "its file cannot be read" if _exists(file) else "its file is missing"
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        ledger.set_aside("image", why, where=where, value=f"{file.name}: {reason}")
+        return None
+
+
+def _exists(file: _File) -> bool:
+    try:
+        return file.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def read_regular(path: Path, *, start: int = 0, size: int | None = None) -> bytes:
+    """`size` bytes of a file from `start` on, or all; fewer if it ends before.
+
+    Raises:
+        OSError: if it is a pipe or a device (which is never waited for), or more than
+            `MAX_FILE_BYTES` are to be read.
+    """
+
+    def without_waiting(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    with open(path, "rb", opener=without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "is no regular file")
+        size = status.st_size - start if size is None else size
+        if size > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"more than {MAX_FILE_BYTES >> 20} MiB")
+        file.seek(start)
+        return file.read(max(0, size))
+
+
 def read_image(
     path: Path, ledger: Ledger, where: str, *, stated_size: tuple[Any, Any] | None = None
 ) -> MendedImage | None:
     """`mend_image` of a file; one that is missing or cannot be read is set aside."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        why = "its file is missing" if not path.exists() else "its file cannot be read"
-        ledger.set_aside("image", why, where=where, value=f"{path.name}: {error.strerror}")
-        return None
-    return mend_image(data, ledger, where, stated_size=stated_size)
+    data = read_bytes(path, ledger, where)
+    return None if data is None else mend_image(data, ledger, where, stated_size=stated_size)
 
 
 def mend_box(
@@ -218,6 +303,9 @@ def mend_polygon(polygon: Iterable[Any], size: Size, ledger: Ledger, where: str)
     if len(values) < 6:
         ledger.set_aside("polygon", "fewer than three points", where=where, value=_json(given))
         return None
+    if _lies_within(values, size):  # As most do, and told in a fraction of the time.
+        ledger.keep("polygon")
+        return tuple(values)
     points = np.array(values).reshape(-1, 2)
     clipped = points.clip(0, size)
     if np.ptp(clipped, axis=0).min() == 0:
@@ -227,6 +315,38 @@ def mend_polygon(polygon: Iterable[Any], size: Size, ledger: Ledger, where: str)
         ledger.repair("polygon", "points moved into the image")
     ledger.keep("polygon")
     return tuple(clipped.reshape(-1).tolist())
+
+
+def _lies_within(values: Sequence[float], size: Size) -> bool:
+    """Whether points `x, y, ...` are all in the image, and not all on a line along a side."""
+    return all(
+        0 <= min(side) < max(side) <= limit
+        for side, limit in zip((values[::2], values[1::2]), size, strict=True)
+    )
+
+
+def mend_quad(quad: Iterable[Any], size: Size, ledger: Ledger, where: str) -> Quad | None:
+    """Four corners `x, y, ...` of a piece of writing, clipped point by point.
+
+    Counts the quad as read, and as kept where it is. Their order is the file's, for it tells which
+    way the writing goes.
+    """
+    given = list(quad)
+    ledger.read("quad")
+    values = _floats(given)
+    if values is None or len(values) != 8:
+        ledger.set_aside("quad", "not eight finite numbers", where=where, value=_json(given))
+        return None
+    points = np.array(values).reshape(4, 2)
+    clipped = points.clip(0, size)
+    if np.ptp(clipped, axis=0).min() == 0:
+        ledger.set_aside("quad", "no area within the image", where=where, value=_json(given))
+        return None
+    if not np.array_equal(points, clipped):
+        ledger.repair("quad", "points moved into the image")
+    ledger.keep("quad")
+    x0, y0, x1, y1, x2, y2, x3, y3 = clipped.reshape(-1).tolist()
+    return x0, y0, x1, y1, x2, y2, x3, y3
 
 
 def mend_text(text: Any, ledger: Ledger, where: str, kind: str = "caption") -> str | None:
@@ -264,13 +384,12 @@ def _whole_numbers(size: Sequence[Any] | None) -> Size | None:
 def _floats(values: Sequence[Any]) -> list[float] | None:
     """The numbers rounded to float32, as a store holds them; None unless all are finite."""
     try:
-        numbers = [float(value) for value in values]
-    except (TypeError, ValueError):
+        numbers = np.array([float(value) for value in values])
+    except (TypeError, ValueError, OverflowError):
         return None
-    limit = float(np.finfo(np.float32).max)
-    if not all(math.isfinite(x) and abs(x) < limit for x in numbers):
+    if not (np.abs(numbers) < np.finfo(np.float32).max).all():  # False of NaN as well.
         return None
-    return np.array(numbers, np.float32).tolist()
+    return numbers.astype(np.float32).tolist()
 
 
 def _json(value: Any) -> Any:
@@ -287,7 +406,13 @@ def _json(value: Any) -> Any:
     return text[:1000].encode("utf-8", "backslashreplace").decode()
 
 
-def _orientation(image: Image.Image) -> int:
+def _orientation(image: Image.Image, data: bytes = b"exif") -> int:
+    """The EXIF orientation, 1 where there is none. `data` spares decoding a PNG that says nothing.
+
+    In a PNG the block may stand behind the pixels, so that Pillow decodes them to look for it.
+    """
+    if image.format == "PNG" and b"eXIf" not in data and b"exif" not in data:
+        return 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -295,10 +420,3 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # A broken EXIF block does not make the pixels worse.
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _as_png(image: Image.Image) -> bytes:
-    image.info.pop("exif", None)  # Else viewers would turn it once more.
-    out = io.BytesIO()
-    image.save(out, "PNG")
-    return out.getvalue()

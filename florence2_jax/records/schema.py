@@ -13,7 +13,7 @@ import math
 import re
 from typing import Literal, TypeAlias, get_args
 
-from florence2_jax.typing import Box, Polygon, Quad
+from florence2_jax.typing import Box, Polygon, Quad, Size
 
 Granularity: TypeAlias = Literal["brief", "detailed", "more_detailed"]
 LabelKind: TypeAlias = Literal["category", "phrase", "brief", "text"]
@@ -186,6 +186,8 @@ class Record:
 
     `id` is unique in a store; `origin` says where the image came from; `split_key` decides the
     split by its hash (images that must not be parted, such as crops of one photo, share a key).
+    `source_size` is what the image was before it was shrunk on import, None where it was not;
+    coordinates are of the image as it is here.
     """
 
     id: str
@@ -194,6 +196,7 @@ class Record:
     height: int
     origin: str = ""
     split_key: str = ""
+    source_size: Size | None = None
     texts: tuple[Text, ...] = ()
     regions: tuple[Region, ...] = ()
     groundings: tuple[Grounding, ...] = ()
@@ -203,6 +206,8 @@ class Record:
         _require(bool(self.id), "a record has no id")
         _require(bool(self.image), f"record {self.id}: no image bytes")
         _require(self.width > 0 and self.height > 0, f"record {self.id}: size {self.size}")
+        source = self.source_size
+        _require(source is None or min(source) > 0, f"record {self.id}: source size {source}")
         boxes = [region.box for region in self.regions]
         boxes += [box for g in self.groundings for span in g.spans for box in span.boxes]
         for box in boxes:

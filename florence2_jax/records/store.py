@@ -23,6 +23,7 @@ from array_record.python import array_record_data_source
 
 from florence2_jax.records.columns import (
     FEATURES,
+    REQUIRED_COLUMNS,
     as_stored,
     example_to_record,
     parse,
@@ -163,7 +164,7 @@ def _read_info(directory: Path) -> dict[str, Any]:
             f"{directory}: {INFO} or {COLUMNS_FILE} cannot be read ({error!r}); copy or write the "
             "store again"
         ) from error
-    if missing := sorted(FEATURES.keys() - names):
+    if missing := sorted(REQUIRED_COLUMNS - names):
         raise UserError(
             f"{directory}: a dataset, but no store of records: it lacks the columns {missing}; "
             "import it with: florence2-jax records import"

@@ -7,20 +7,17 @@ run again skips the shards that have a report; at the end they get the names TFD
 `dataset_info.json`, written last, says that the store is whole.
 """
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import re
-import threading
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +36,7 @@ from florence2_jax.records.journal import (
     write_file,
 )
 from florence2_jax.records.ledger import Ledger
+from florence2_jax.records.running import run_in_processes, run_on_ray
 from florence2_jax.records.schema import Record, RecordError
 from florence2_jax.typing import UserError
 
@@ -46,7 +44,10 @@ INFO = "dataset_info.json"
 COLUMNS_FILE = "features.json"
 STORE = "store.json"
 QUARANTINE = "set_aside.jsonl"
-LAYOUT_VERSION = "1.0.0"
+LAYOUT_VERSION = "1.1.0"
+"""1.1.0 added the size of an image before it was shrunk."""
+
+_SHARD_OPTIONS = "group_size:1,snappy"  # Images do not shrink further; zstd takes four times long.
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -79,10 +80,10 @@ class Plan:
     """What a store is written from.
 
     `units` holds per split what the records are made of, in order; `make` turns a unit into its
-    record, or into None after setting it aside in the ledger given. `make` and the units are
-    pickled, and `make` must be pure: run twice, it gives the same record. `job` is JSON that
-    differs when the records would (format, options, digest of the source, seed). `ledger` holds
-    what listing the source already settled.
+    record, or into None after setting it aside in the ledger given. `make` is pickled and, shard by
+    shard, so are the units; it must be pure: run twice, it gives the same record. `job` is JSON
+    that differs when the records would (format, options, digest of the source, seed). `ledger`
+    holds what listing the source already settled.
     """
 
     units: Mapping[str, Sequence[Any]]
@@ -98,12 +99,14 @@ def write_store(
     name: str = "records",
     examples_per_shard: int = 512,
     num_workers: int = 1,
+    ray: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Writes a store, or goes on with one that was interrupted.
 
-    The bytes do not depend on `num_workers`. With more than one, work runs in spawned processes, so
-    a script that calls this must guard its top level with `if __name__ == "__main__"`.
+    The bytes depend neither on `num_workers` nor on `ray`. With more than one worker, work runs in
+    spawned processes, so a script that calls this must guard its top level with
+    `if __name__ == "__main__"`.
 
     Args:
         directory: new, empty, or left behind by the same job.
@@ -111,6 +114,9 @@ def write_store(
         name: name of the dataset for TFDS: letters, digits and `_`.
         examples_per_shard: units per shard at most; the last command's value must be given again.
         num_workers: processes.
+        ray: address of a Ray cluster that runs the shards as its tasks, or "local" for a Ray of
+            `num_workers` cores here. All its machines must see the directory and the source under
+            the same absolute paths.
         on_progress: called with (units done, units in all), now and then.
 
     Returns:
@@ -118,9 +124,9 @@ def write_store(
 
     Raises:
         UserError: if the directory holds something else, another process writes it, the source has
-            nothing to keep, or two records share an id.
+            nothing to keep, two records share an id, or Ray cannot be used.
     """
-    directory = Path(directory)
+    directory = Path(directory).absolute() if ray else Path(directory)
     _check_names(name, plan)
     job = {
         "layout": LAYOUT_VERSION,
@@ -136,7 +142,7 @@ def write_store(
     if not shards:
         raise UserError(f"{directory}: nothing to write: the source lists no images")
     with journal(directory, job):
-        _write_shards(shards, plan, num_workers, on_progress)
+        _write_shards(shards, plan, num_workers, ray, on_progress)
         return _finish(directory, job, shards, plan.ledger)
 
 
@@ -192,6 +198,7 @@ def _write_shards(
     shards: Sequence[_Shard],
     plan: Plan,
     num_workers: int,
+    ray: str | None,
     on_progress: Callable[[int, int], None] | None,
 ) -> None:
     total = sum(shard.stop - shard.start for shard in shards)
@@ -199,54 +206,32 @@ def _write_shards(
     done = total - sum(shard.stop - shard.start for shard in missing)
     report = on_progress or (lambda done, total: None)
     report(done, total)
-    if num_workers <= 1:
+    if not missing:
+        return
+    if ray is None and num_workers <= 1:
         for shard in missing:
             for num in _write_shard(shard, plan.units[shard.split], shard.start, plan.make):
                 report(done + num, total)
             done += shard.stop - shard.start
         return
-    pool = concurrent.futures.ProcessPoolExecutor(
-        min(num_workers, max(1, len(missing))),
-        mp_context=multiprocessing.get_context("spawn"),  # Threads of other libraries do not fork.
-        initializer=_end_with_parent,
+    calls = (
+        (shard, list(plan.units[shard.split][shard.start : shard.stop]), plan.make)
+        for shard in missing
     )
-    try:
-        running: dict[concurrent.futures.Future, _Shard] = {}
-        waiting = iter(missing)
-        while True:
-            # Few at a time, so that the units of few shards are pickled at once.
-            for shard in itertools.islice(waiting, 2 * num_workers - len(running)):
-                units = list(plan.units[shard.split][shard.start : shard.stop])
-                running[pool.submit(_write_whole_shard, shard, units, plan.make)] = shard
-            if not running:
-                break
-            ready, _ = concurrent.futures.wait(
-                running, timeout=1, return_when=concurrent.futures.FIRST_COMPLETED
-            )
-            for future in ready:
-                future.result()
-                shard = running.pop(future)
-                done += shard.stop - shard.start
+    if ray is None:
+        num_workers = min(num_workers, len(missing))
+        ended = run_in_processes(_write_whole_shard, calls, num_workers=num_workers)
+    else:
+        ended = run_on_ray(_write_whole_shard, calls, num_workers=num_workers, address=ray)
+    with contextlib.closing(ended):
+        for shard, *_ in ended:
+            if not shard.report.exists():
+                raise UserError(
+                    f"{shard.report}: written by a machine of the Ray cluster, and not to be seen "
+                    "here; give a directory that all of them share"
+                )
+            done += shard.stop - shard.start
             report(done, total)
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process died, perhaps for want of memory; run the same command again with "
-            "fewer workers, finished shards are kept"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """Lets a worker die when its parent was killed; it would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write_whole_shard(shard: _Shard, units: Sequence[Any], make: Callable) -> None:
@@ -257,8 +242,8 @@ def _write_whole_shard(shard: _Shard, units: Sequence[Any], make: Callable) -> N
 def _write_shard(shard: _Shard, units: Sequence[Any], start: int, make: Callable) -> Iterator[int]:
     """Writes one shard and its report; yields the number of units done after each."""
     ledger, ids, num_bytes = Ledger(), [], 0
-    temporary = shard.data.with_suffix(f".tmp{os.getpid()}")
-    writer = ArrayRecordWriter(str(temporary), "group_size:1")
+    temporary = shard.data.with_suffix(f".tmp{uuid.uuid4().hex}")  # Two may write at once on Ray.
+    writer = ArrayRecordWriter(str(temporary), _SHARD_OPTIONS)
     try:
         for done in range(shard.stop - shard.start):
             where = f"unit {shard.start + done} of {shard.split}"

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Orbax checkpoints of a run: parameters by themselves, and what only training needs.
+"""Orbax checkpoints of a run: parameters by themselves, what only training needs, and `data`.
 
-The data position and the RNG are functions of the step, so that a step is all there is to restore.
+The RNG is a function of the step. So is the data position, as long as the order of the data is what
+it was: `data` is JSON that says which order that is, see `DataOrder`.
 """
 
 import contextlib
@@ -31,7 +32,11 @@ class Checkpoints:
             save_interval_steps=every_steps, max_to_keep=keep, create=True
         )
         self.directory = Path(directory).absolute()
-        handlers = {name: ocp.StandardCheckpointHandler() for name in ("params", "training")}
+        handlers: dict[str, ocp.CheckpointHandler] = {
+            "params": ocp.StandardCheckpointHandler(),
+            "training": ocp.StandardCheckpointHandler(),
+            "data": ocp.JsonCheckpointHandler(),
+        }
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
         )
@@ -50,17 +55,30 @@ class Checkpoints:
         """The newest step that was saved to its end."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, *, force: bool = False) -> None:
-        """Saves if the step is due, or at once if forced; the arrays are copied on return."""
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        *,
+        data: Mapping[str, Any] | None = None,
+        force: bool = False,
+    ) -> None:
+        """Saves if the step is due, or at once if forced; the arrays are copied on return.
+
+        Args:
+            data: the position in the data, as JSON.
+        """
         if step == self.latest_step():
             return
         training = {"step": state.step, "opt_state": state.opt_state}
-        items = ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            training=ocp.args.StandardSave(training),
-        )
+        items: dict[str, ocp.args.CheckpointArgs] = {
+            "params": ocp.args.StandardSave(state.params),
+            "training": ocp.args.StandardSave(training),
+        }
+        if data is not None:
+            items["data"] = ocp.args.JsonSave(dict(data))
         with _disk_errors(self.directory):
-            self._manager.save(step, args=items, force=force)
+            self._manager.save(step, args=ocp.args.Composite(**items), force=force)
 
     def restore(self, abstract: TrainState) -> TrainState:
         """The newest state, in the shardings of `abstract` (sharded `ShapeDtypeStruct` leaves)."""
@@ -73,6 +91,14 @@ class Checkpoints:
         )
         restored = self._manager.restore(step, args=items)
         return TrainState(params=restored["params"], **restored["training"])
+
+    def restore_data(self) -> dict[str, Any] | None:
+        """The newest position in the data; None if it was saved without."""
+        step = self._newest()
+        if not (self.directory / str(step) / "data").is_dir():
+            return None
+        items = ocp.args.Composite(data=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=items)["data"]
 
     def restore_params(self, abstract: Any) -> Any:
         """The newest parameters alone."""

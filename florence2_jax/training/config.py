@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from florence2_jax.data.loading import BatchSpec
-from florence2_jax.data.mixture import parse_weights
+from florence2_jax.data.mixture import WHOLE_RUN, Stage, check_weight, parse_weights
+from florence2_jax.data.packing import CHUNK
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.parallel.mesh import MeshConfig
 from florence2_jax.tasks.targets import Order
@@ -20,15 +21,44 @@ _LEAST_LENGTH = 8  # A region's four locations between `<s>` and `</s>`, and a w
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InputConfig:
-    """Where examples come from and how a batch is filled."""
+class StoreConfig:
+    """A store of `input.mixture`."""
 
     records: str
     split: str = "train"
+    weight: float = 1.0  # Its images beside those of the others, whatever the stores' sizes.
+    tasks: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Instead of `input.tasks`, every one of which it must feed; empty: those that it feeds."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """A time of the run in `input.stages`; stages follow each other by their ends."""
+
+    until: float  # Up to 1 the share of the run's steps that are then done, above 1 a step.
+    tasks: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Factors on the task weights, 0 for tasks not named (`all` names them); empty: no change."""
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Instead of the weights of these stores; with 0 a store rests and goes on later."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """Where examples come from and how a batch is filled.
+
+    Images come from one store (`records`, `split`) or from several (`mixture`: name -> store). Two
+    names may read the same split, with other tasks for instance: each walks it in its own order.
+    """
+
+    records: str = ""
+    split: str = "train"
+    mixture: Mapping[str, StoreConfig] = dataclasses.field(default_factory=dict)
+    stages: Mapping[str, StageConfig] = dataclasses.field(default_factory=dict)
     batch_size: int
     num_prompts: int = 1
     prompt_length: int = 64
     target_length: int = 256
+    pack_length: int = 0  # Cells that the targets of an image share; 0: each has target_length.
     order: str = "random"
     tasks: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"all": 1.0})
     num_workers: int = 0  # Processes; with none, threads of this process load.
@@ -91,7 +121,7 @@ class RunConfig:
         for name in ("model", "input", "optimizer"):
             if name not in config:
                 raise UserError(f"{name}: the run file must say it")
-        inputs = _section(InputConfig, "input", config["input"])
+        inputs = _inputs(config["input"])
         run = cls(
             seed=int(config.get("seed", 0)),
             total_steps=_total_steps(config, inputs.batch_size),
@@ -116,10 +146,48 @@ class RunConfig:
             num_prompts=self.input.num_prompts,
             prompt_length=self.input.prompt_length,
             target_length=self.input.target_length,
+            pack_length=self.input.pack_length,
             image_size=self.model.image_size,
             weights=parse_weights(self.input.tasks),
             order=self.input.order,  # pyright: ignore[reportArgumentType]
         )
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in their order, or one that lasts for ever.
+
+        Raises:
+            UserError: if one ends before it begins, or the last one not with the run.
+        """
+        if not self.input.stages:
+            return (WHOLE_RUN,)
+        stages, start = [], 0
+        for end, name in sorted(
+            (self._end_step(name, stage.until), name) for name, stage in self.input.stages.items()
+        ):
+            config, place = self.input.stages[name], f"input.stages.{name}"
+            if end <= start:
+                raise UserError(
+                    f"{place}.until: {config.until} is step {end}, but the stage starts after step "
+                    f"{start}"
+                )
+            tasks = parse_weights(config.tasks, f"{place}.tasks") if config.tasks else None
+            stages.append(Stage(name=name, end_step=end, tasks=tasks, weights=config.weights))
+            start = end
+        if start != self.total_steps:
+            raise UserError(
+                f"input.stages.{stages[-1].name}.until: the last stage ends with step {start}, the "
+                f"run with step {self.total_steps}; give the last stage until=1.0"
+            )
+        return tuple(stages)
+
+    def _end_step(self, name: str, until: float) -> int:
+        is_step = until > 1 and until.is_integer()
+        if not (0 < until <= 1 or is_step):
+            raise UserError(
+                f"input.stages.{name}.until: {until} is neither a share of the run in (0, 1] nor a "
+                "whole step"
+            )
+        return int(until) if is_step else round(until * self.total_steps)
 
     def _check(self) -> None:
         positive = {
@@ -164,7 +232,49 @@ class RunConfig:
                 f"{self.model.num_image_tokens} image tokens with a prompt of "
                 f"{self.input.prompt_length} (input.prompt_length)"
             )
+        if self.input.pack_length:
+            self._check_packing(self.input.pack_length, self.input.target_length, positions)
         parse_weights(self.input.tasks)
+        self._check_stores()
+        self.stages()
+
+    def _check_packing(self, length: int, target_length: int, positions: int) -> None:
+        if length % CHUNK:
+            raise UserError(f"input.pack_length: {length} must be a multiple of {CHUNK}")
+        if not target_length <= length <= positions:
+            raise UserError(
+                f"input.pack_length: {length} must hold the longest target (input.target_length="
+                f"{target_length}) and fit the {positions} positions of model.text.max_positions"
+            )
+
+    def _check_stores(self) -> None:
+        if self.seed < 0:
+            raise UserError(f"seed: {self.seed} must not be negative")
+        if bool(self.input.records) == bool(self.input.mixture):
+            raise UserError("input.records, input.mixture: the run file must give one of them")
+        if self.input.mixture and self.input.split != "train":
+            raise UserError(
+                f"input.split: {self.input.split!r} is that of input.records; the stores of "
+                "input.mixture name their own"
+            )
+        for name, store in self.input.mixture.items():
+            place = f"input.mixture.{name}"
+            if not name or not store.records:
+                raise UserError(f"{place}: a store must have a name and say its records")
+            check_weight(f"{place}.weight", store.weight)
+            if store.tasks:
+                parse_weights(store.tasks, f"{place}.tasks")
+
+
+def _inputs(values: Mapping[str, Any]) -> InputConfig:
+    """The `input` section; its stores and stages are sections themselves."""
+    values = dict(values)
+    for key, cls in (("mixture", StoreConfig), ("stages", StageConfig)):
+        if isinstance(parts := values.get(key), Mapping):
+            values[key] = {
+                name: _section(cls, f"input.{key}.{name}", part) for name, part in parts.items()
+            }
+    return _section(InputConfig, "input", values)
 
 
 def _total_steps(config: Mapping[str, Any], batch_size: int) -> int:
@@ -175,7 +285,9 @@ def _total_steps(config: Mapping[str, Any], batch_size: int) -> int:
     return int(config["total_samples"]) // max(1, batch_size)
 
 
-def _section(cls: type, name: str, values: Mapping[str, Any]) -> Any:
+def _section(cls: type, name: str, values: Any) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{name}: {values!r} is not a mapping of names to values")
     values = dict(values)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     _refuse_unknown(f"{name}.", values, fields)

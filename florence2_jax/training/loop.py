@@ -3,6 +3,7 @@
 
 import dataclasses
 import functools
+import itertools
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +18,14 @@ from rich.console import Console
 
 from florence2_jax.conversion.initial import initialize
 from florence2_jax.data.loading import Batch
-from florence2_jax.data.pipeline import check_feeds, iterate, make_dataset
+from florence2_jax.data.mixture import Mixture, Part, parse_weights
+from florence2_jax.data.pipeline import DataOrder, check_feeds, iterate, make_dataset
 from florence2_jax.data.texts import store_texts
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.parallel.mesh import make_mesh
 from florence2_jax.parallel.partitioning import batch_sharding, num_data_shards
 from florence2_jax.records.store import RecordStore
-from florence2_jax.text.tokenizer import Tokenizer
+from florence2_jax.text.tokenizer import PAD_ID, Tokenizer
 from florence2_jax.training import workdir as workdir_lib
 from florence2_jax.training.checkpoint import Checkpoints
 from florence2_jax.training.config import RunConfig
@@ -64,15 +66,17 @@ def run(
     job = _prepare(config, workdir)
     state, shardings = init_state(job.make_params, job.optimizer, job.mesh)
     _check_disk(workdir, state)
+    block, num_blocks = _rows_of_process(job.mesh, job.config.input.batch_size)
     dataset = make_dataset(
-        job.store,
+        job.mixture,
         job.tokenizer,
         job.config.batch_spec(),
         seed=job.config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=block,
+        process_count=num_blocks,
         set_aside=workdir / "set_aside.jsonl",
     )
+    order = DataOrder(job.mixture, seed=job.config.seed, batch_size=job.config.input.batch_size)
     total_steps, saving = job.config.total_steps, job.config.checkpoint
     with (
         Reporter(
@@ -87,6 +91,8 @@ def run(
     ):
         if checkpoints.latest_step() is not None:
             state = checkpoints.restore(_abstract(state, shardings))
+            if (position := checkpoints.restore_data()) is not None:
+                order.check(position, int(state.step))
             reporter.say(f"resuming after step {int(state.step)}")
         elif job.config.init.workdir:
             state = _start_from(Path(job.config.init.workdir), state, shardings)
@@ -96,9 +102,11 @@ def run(
             sources = filter(None, (job.config.init.bart, job.config.init.davit))
             reporter.say(f"starting from {' and '.join(sources)}")
         last_step = min(total_steps, stop_after or total_steps)
-        loop = _Loop(job.config, job.mesh, reporter, [*hooks, _save_hook(checkpoints)])
+        hooks = [*hooks, _save_hook(checkpoints, order)]
+        loop = _Loop(job.config, job.mesh, reporter, hooks, order)
         state, scalars = loop.run(job.step, state, shardings, dataset, last_step, started_s)
-        checkpoints.save(int(state.step), state, force=True)
+        step = int(state.step)
+        checkpoints.save(step, state, data=order.position(step), force=True)
     return {"workdir": str(workdir), "step": int(state.step), "metrics": scalars}
 
 
@@ -107,7 +115,7 @@ class _Job:
     """A run that may start: everything was looked at and fits together."""
 
     config: RunConfig
-    store: RecordStore
+    mixture: Mixture
     tokenizer: Tokenizer
     mesh: Mesh
     optimizer: optax.GradientTransformation
@@ -119,11 +127,11 @@ class _Job:
 def _prepare(config: Mapping[str, Any], workdir: Path) -> _Job:
     """Checks a run and claims its workdir. Raises UserError, see `run`."""
     run = RunConfig.create(config)
-    store = RecordStore(run.input.records, run.input.split)
-    check_feeds(store, run.batch_spec().weights)
+    mixture = _open(run)
+    check_feeds(mixture, run.batch_spec().weights)
     mesh = make_mesh(run.mesh)
     _check_batch(run, mesh)
-    tokenizer = _tokenizer(run, store, workdir)
+    tokenizer = _tokenizer(run, mixture, workdir)
     model = _fit_vocabulary(run.model, tokenizer, config)
     optimizer = make_optimizer(run.optimizer, run.total_steps)
     if run.init.workdir:
@@ -148,14 +156,22 @@ def _prepare(config: Mapping[str, Any], workdir: Path) -> _Job:
         loss=run.loss,
         first_location_id=tokenizer.first_location_id,
     )
-    return _Job(run, store, tokenizer, mesh, optimizer, make_params, initial, step)
+    return _Job(run, mixture, tokenizer, mesh, optimizer, make_params, initial, step)
 
 
 class _Loop:
     """One pass over the steps; metrics are read one step late, so that the device never waits."""
 
-    def __init__(self, config: RunConfig, mesh: Mesh, reporter: Reporter, hooks: Sequence[Hook]):
+    def __init__(
+        self,
+        config: RunConfig,
+        mesh: Mesh,
+        reporter: Reporter,
+        hooks: Sequence[Hook],
+        order: DataOrder,
+    ):
         self.config, self.mesh, self.reporter, self.hooks = config, mesh, reporter, hooks
+        self.order = order
         self.schedule = learning_rate(config.optimizer, config.total_steps)
         self.scalars: dict[str, float] = {}
 
@@ -214,7 +230,9 @@ class _Loop:
     def _to_device(self, batch: Batch) -> dict[str, jax.Array]:
         rows = batch_sharding(self.mesh)
         return {
-            name: jax.make_array_from_process_local_data(rows, batch[name]) for name in DEVICE_KEYS
+            name: jax.make_array_from_process_local_data(rows, batch[name])
+            for name in DEVICE_KEYS
+            if name in batch
         }
 
     def _absorb(self, window: Window, number: int, batch: Batch, metrics: Any) -> None:
@@ -230,8 +248,11 @@ class _Loop:
         window.images += len(batch["image"]) * hosts
         window.annotations += float((batch["task_ids"] >= 0).sum()) * hosts
         window.cells += batch["target_ids"].size * hosts
+        window.prompt_cells += batch["prompt_ids"].size * hosts
+        window.prompt_tokens += int((batch["prompt_ids"] != PAD_ID).sum()) * hosts
         window.substitutes += int(batch["is_substitute"].sum())
         window.dropped += int(batch["num_dropped"].sum())
+        window.unplaced += int(batch["num_unplaced"].sum())
         window.task_loss_sums += metrics["task_loss_sums"]
         window.task_token_sums += metrics["task_token_sums"]
 
@@ -239,11 +260,52 @@ class _Loop:
         self.scalars = window.summary()
         self.scalars["learning_rate"] = float(np.asarray(self.schedule(number - 1)))
         self.scalars["grad_norm"] = float(metrics["grad_norm"])
+        self.scalars |= self.order.epochs(number)
         self.reporter.progress(number, self.scalars)
 
 
-def _save_hook(checkpoints: Checkpoints) -> Hook:
-    return lambda number, state, reporter: checkpoints.save(number, state)
+def _save_hook(checkpoints: Checkpoints, order: DataOrder) -> Hook:
+    return lambda number, state, reporter: checkpoints.save(
+        number, state, data=order.position(number)
+    )
+
+
+def _open(run: RunConfig) -> Mixture:
+    """The stores of a run. Raises UserError, naming the directory, if one cannot be read."""
+    inputs = run.input
+    if inputs.records:
+        store = RecordStore(inputs.records, inputs.split)
+        return Mixture(parts=(Part(name="", store=store),), stages=run.stages())
+    parts = tuple(
+        Part(
+            name=name,
+            store=RecordStore(part.records, part.split),
+            weight=part.weight,
+            tasks=parse_weights(part.tasks) if part.tasks else None,
+        )
+        for name, part in sorted(inputs.mixture.items())
+    )
+    return Mixture(parts=parts, stages=run.stages())
+
+
+def _rows_of_process(mesh: Mesh, batch_size: int) -> tuple[int, int]:
+    """Which block of every global batch this process loads, and how many blocks there are.
+
+    Not simply the process's number: the mesh orders the devices, and processes that share rows
+    (a `tensor` axis across hosts) load the same ones.
+
+    Raises:
+        UserError: if its devices hold rows that are not next to each other.
+    """
+    rows = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    spans = sorted({index[0].indices(batch_size)[:2] for index in rows if index})
+    start, size = spans[0][0], spans[-1][1] - spans[0][0]
+    if sum(b - a for a, b in spans) != size or batch_size % size or start % size:
+        raise UserError(
+            f"mesh: {dict(mesh.shape)} gives process {jax.process_index()} the rows {spans} of a "
+            "batch, which are no block; choose a mesh in which the devices of a host are neighbours"
+        )
+    return start // size, batch_size // size
 
 
 def _abstract(state: TrainState, shardings: Any) -> TrainState:
@@ -308,14 +370,18 @@ def _check_batch(config: RunConfig, mesh: Mesh) -> None:
         )
 
 
-def _tokenizer(config: RunConfig, store: RecordStore, workdir: Path) -> Tokenizer:
+def _tokenizer(config: RunConfig, mixture: Mixture, workdir: Path) -> Tokenizer:
     """The workdir's own if it has one: a run never changes its vocabulary."""
     own = workdir / workdir_lib.TOKENIZER
     if own.is_dir():
         return Tokenizer.load(own)
     if config.tokenizer.path:
         return Tokenizer.load(Path(config.tokenizer.path))
-    return Tokenizer.train(store_texts(store), vocab_size=config.tokenizer.train_size)
+    most = 100_000 // len(mixture.parts)
+    texts = (store_texts(part.store, max_records=most) for part in mixture.parts)
+    return Tokenizer.train(
+        itertools.chain.from_iterable(texts), vocab_size=config.tokenizer.train_size
+    )
 
 
 def _fit_vocabulary(

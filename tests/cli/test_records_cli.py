@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """`florence2-jax records` as a person runs it: what it prints, reports, and says of mistakes."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from import_helpers import write_jpegs
 
 from florence2_jax.cli.main import main
+from florence2_jax.records.importers import IMPORTERS
 from florence2_jax.records.store import RecordStore, splits_of
 
 HEAVY = ("jax", "tensorflow_datasets", "numpy", "PIL", "rich", "array_record")
@@ -107,6 +111,35 @@ def test_import_prints_the_books(shared_data, capsys, tmp_path):
     assert f"one by one: {tmp_path / 's' / 'set_aside.jsonl'}" in out
 
 
+def test_import_tells_the_format_and_shrinks_images(capsys, tmp_path):
+    write_jpegs(tmp_path / "f", "train/a.jpg", "val/b.jpg", width=64, height=48)
+    command = ("import", str(tmp_path / "f"), str(tmp_path / "s"), "--shorter-side", "24")
+    report = report_of(tmp_path, *command, "--verify-pixels", "--workers", "1")
+    assert report["format"] == "images" and report["splits"] == {"train": 1, "val": 1}
+    record = RecordStore(tmp_path / "s", "val")[0]
+    assert record.size == (32, 24) and record.source_size == (64, 48)
+    out = capsys.readouterr().out
+    assert f"{tmp_path / 'f'}: format images" in out
+    assert "note: image: shrunk to a shorter side of 24 pixels (2)" in out
+    other = complaint(capsys, *command[:3], "--workers", "1")
+    assert "(job.shorter_side_px: 24 there, null asked for)" in other
+
+
+def test_import_lists_formats_with_their_options(capsys):
+    with pytest.raises(SystemExit):
+        main(["records", "import", "--help"])
+    out = capsys.readouterr().out
+    for name, row in IMPORTERS.items():
+        assert f"  {name} " in out
+        assert all(f"--option {option}=" in out for option in row.options)
+
+
+def test_options_are_pairs(capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        main(["records", "import", str(tmp_path), str(tmp_path / "s"), "--option", "one_based"])
+    assert "'one_based' is not NAME=VALUE" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -119,8 +152,12 @@ def test_import_prints_the_books(shared_data, capsys, tmp_path):
             "{0}: no folders Annotations and JPEGImages in it; is it Pascal VOC?",
         ),
         (
-            ("import", "--from", "coco", "{0}", "{0}/s", "--one-based"),
-            "--one-based says nothing about format 'coco'; leave it out",
+            ("import", "--from", "coco", "{0}", "{0}/s", "--option", "one_based=true"),
+            "option 'one_based' says nothing about format 'coco'; it takes images",
+        ),
+        (
+            ("import", "--from", "voc", "{0}", "{0}/s", "--option", "one_based=yes"),
+            "option one_based=yes: write true or false",
         ),
         (
             ("scenes", "5", "{0}/s", "--validation", "5"),
@@ -175,12 +212,60 @@ def test_stats_are_the_table(scenes, capsys, tmp_path):
     assert rows["text", "detailed"]["num_texts"] == 9
     out = capsys.readouterr().out
     assert "text-phrase-region" in out and "9 images, 27 texts" in out
+    assert "in FLD-5B" in out and "31.65" in out
     assert report_of(tmp_path, "stats", str(scenes))["totals"]["images"] == 12
 
 
+def test_stats_of_an_even_sample_with_plots(scenes, capsys, tmp_path):
+    plots = tmp_path / "new" / "plots.html"
+    report = report_of(tmp_path, "stats", str(scenes), "--sample", "4", "--plots", str(plots))
+    assert (report["counted"], report["records"], report["totals"]["images"]) == (4, 12, 4)
+    assert sum(report["distributions"]["regions_per_image"]) == 4
+    assert "an even sample of 4 of 12 records" in plots.read_text("utf-8")
+    assert f"drawn in {plots}" in capsys.readouterr().out
+    report = report_of(tmp_path, "stats", str(scenes), "--sample", "99")
+    assert report["counted"] == report["totals"]["images"] == 12
+
+
+def test_an_even_sample_spans_all_splits():
+    from florence2_jax.cli.records.looking import _even_sample
+
+    parts = [list("abc"), list("d"), [], list("efghijkl")]
+    assert "".join(_even_sample(parts, 12)) == "abcdefghijkl"
+    assert "".join(_even_sample(parts, 4)) == "adgj"
+    assert "".join(_even_sample(parts, 1)) == "a"
+
+
+def test_a_bar_with_the_time_left_after_two_seconds():
+    """On a real terminal, and nothing on anything else."""
+    script = """if True:
+        import time
+        from florence2_jax.cli.records.terminal import Progress
+        with Progress("records") as progress:
+            for _ in progress.over(range(60), 60):
+                time.sleep(0.06)
+    """
+    ours, theirs = os.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stderr=theirs, env=environment) as run:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # Linux: a terminal that nobody writes to any more.
+            while part := os.read(ours, 4096):
+                shown += part
+    os.close(ours)
+    assert run.returncode == 0
+    assert b"records" in shown and b"/60" in shown and b"0:00:0" in shown
+    quiet = subprocess.run(command, capture_output=True, check=True)
+    assert quiet.stderr == b""
+
+
 def test_view_writes_a_page(scenes, tmp_path):
-    pytest.importorskip("florence2_jax.viewing.gallery")
     page = tmp_path / "page.html"
     arguments = ("view", str(scenes), "--split", "validation", "--number", "2", "--out", str(page))
-    assert report_of(tmp_path, *arguments)["records"] == 2
+    report = report_of(tmp_path, *arguments)
+    assert (report["records"], report["bytes"]) == (2, page.stat().st_size)
     assert "2 of 3 records, split validation" in page.read_text()
+    small = report_of(tmp_path, *arguments, "--image-px", "16")
+    assert small["bytes"] < report["bytes"]

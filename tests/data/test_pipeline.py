@@ -4,16 +4,13 @@
 import dataclasses
 import json
 
+import grain
 import numpy as np
 import pytest
 
-from florence2_jax.data.loading import BatchSpec
-from florence2_jax.data.mixture import parse_weights
-from florence2_jax.data.pipeline import (
-    check_feeds,
-    iterate,
-    make_dataset,
-)
+from florence2_jax.data.loading import BatchSpec, LoadExamples
+from florence2_jax.data.mixture import Mixture, Part, Stage, parse_weights
+from florence2_jax.data.pipeline import DataOrder, check_feeds, iterate, make_dataset
 from florence2_jax.data.texts import record_texts, store_texts
 from florence2_jax.records.schema import Record
 from florence2_jax.records.store import RecordStore
@@ -41,6 +38,10 @@ def store(scenes) -> RecordStore:
 @pytest.fixture(scope="module")
 def tokenizer(store) -> Tokenizer:
     return Tokenizer.train(store_texts(store), vocab_size=400)
+
+
+def broken(record: Record, ledger) -> Record:
+    return record
 
 
 def same(a: dict, b: dict) -> bool:
@@ -96,18 +97,99 @@ def test_every_record_comes_once_per_epoch_in_another_order(store, tokenizer):
     assert not same(dataset[0], make_dataset(store, tokenizer, SPEC, seed=1)[0])
 
 
+@pytest.fixture(scope="module")
+def mixture(store, tmp_path_factory) -> Mixture:
+    """Forty scenes and ten of them again, in two stages: captions of mostly the ten, then all."""
+    folder = tmp_path_factory.mktemp("few") / "store"
+    few = [store[i] for i in range(10)]
+    write_store(folder, Plan(units={"train": few}, make=broken, job={"test": 5}))
+    parts = (
+        Part(name="all", store=store, weight=2.0),
+        Part(name="few", store=RecordStore(folder, "train")),
+    )
+    captions = parse_weights({"caption": 1.0})
+    stages = (
+        Stage(name="captions", end_step=5, tasks=captions, weights={"few": 6.0}),
+        Stage(name="everything", end_step=60),
+    )
+    return Mixture(parts=parts, stages=stages)
+
+
+SMALL = dataclasses.replace(SPEC, num_prompts=1, image_size=(16, 16))
+
+
+def test_every_record_comes_once_per_epoch_of_its_store(mixture, tokenizer):
+    dataset = make_dataset(mixture, tokenizer, SMALL, seed=0)
+    log = np.concatenate(
+        [
+            np.stack([batch["store"], batch["index"]], 1)
+            for batch in map(dataset.__getitem__, range(30))
+        ]
+    )
+    taken = DataOrder(mixture, seed=0, batch_size=8).epochs(30)
+    for number, part in enumerate(mixture.parts):
+        ids, length = log[log[:, 0] == number, 1], len(part.store)
+        assert len(ids) == round(taken[f"epochs/{part.name}"] * length) > 2 * length
+        epochs = [ids[start : start + length] for start in range(0, len(ids), length)]
+        for epoch in epochs[:-1]:
+            assert sorted(epoch) == list(range(length))
+        assert len(set(epochs[-1].tolist())) == len(epochs[-1])
+        assert epochs[0].tolist() != epochs[1].tolist()
+
+
+def test_a_batch_knows_its_stage_from_its_number(mixture, tokenizer):
+    dataset = make_dataset(mixture, tokenizer, SMALL, seed=0)
+    caption = [task.name for task in TASKS.values()].index("caption")
+    assert {int(t) for i in range(5) for t in dataset[i]["task_ids"].flat} == {caption}
+    assert len({int(t) for i in range(5, 10) for t in dataset[i]["task_ids"].flat}) > 3
+    shares = [np.mean([(dataset[i]["store"] == 1).mean() for i in steps]) for steps in STAGES]
+    assert shares == pytest.approx([6 / 8, 1 / 3], abs=2 / 40)  # Within two images of forty.
+
+
+STAGES = (range(5), range(5, 10))
+
+
 @pytest.mark.parametrize("hosts", [2, 4, 8])
-def test_any_number_of_hosts_reads_the_same_global_batches(store, tokenizer, hosts):
-    alone = make_dataset(store, tokenizer, SPEC, seed=0)
-    parts = [
-        make_dataset(store, tokenizer, SPEC, seed=0, process_index=h, process_count=hosts)
+def test_any_number_of_hosts_reads_the_same_global_batches(mixture, tokenizer, hosts):
+    alone = make_dataset(mixture, tokenizer, SMALL, seed=0)
+    parts = hosts_of(mixture, tokenizer, hosts)
+    for step in (0, 4, 5, 11):  # 5 begins another stage.
+        assert same(alone[step], put_together([part[step] for part in parts]))
+
+
+def test_restarts_with_other_numbers_of_hosts_continue_the_sequence(mixture, tokenizer):
+    alone = make_dataset(mixture, tokenizer, SMALL, seed=0)
+    options = dict(num_workers=0, num_threads=1, buffer=1)
+    step = 0
+    for hosts in (4, 2, 8):
+        batches = [
+            iterate(part, start_step=step, **options)
+            for part in hosts_of(mixture, tokenizer, hosts)
+        ]
+        for _ in range(3):
+            assert same(alone[step], put_together([next(own) for own in batches]))
+            step += 1
+
+
+def hosts_of(source, tokenizer, hosts: int) -> list:
+    return [
+        make_dataset(source, tokenizer, SMALL, seed=0, process_index=h, process_count=hosts)
         for h in range(hosts)
     ]
-    for step in (0, 3, 11):
-        whole = alone[step]
-        for host, part in enumerate(parts):
-            own = {name: value[host::hosts] for name, value in whole.items()}
-            assert same(own, part[step])
+
+
+def put_together(blocks: list[dict]) -> dict:
+    """The global batch, as JAX lays it out: the hosts' rows one after another."""
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def test_one_store_has_the_order_that_grain_gives_it(store, tokenizer):
+    """Runs of before there were mixtures go on with the same images, prompts and targets."""
+    load = LoadExamples(store=store, tokenizer=tokenizer, spec=SMALL)
+    records = grain.MapDataset.range(len(store)).seed(3).shuffle().repeat().random_map(load)
+    ours, plain = make_dataset(store, tokenizer, SMALL, seed=3), records.batch(8)
+    for step in (0, 4, 5, 17):  # An epoch is five batches.
+        assert same(plain[step], ours[step])
 
 
 def test_a_restart_goes_on_where_it_was(store, tokenizer):
@@ -127,10 +209,6 @@ def test_worker_processes_change_nothing(store, tokenizer):
     spread = iterate(dataset, start_step=2, num_workers=2, num_threads=1, buffer=1)
     for _ in range(4):
         assert same(next(alone), next(spread))
-
-
-def broken(record: Record, ledger) -> Record:
-    return record
 
 
 @pytest.fixture
@@ -160,6 +238,21 @@ def test_damaged_records_are_replaced_counted_and_listed(store_with_damage, toke
     }
     again = make_dataset(store_with_damage, tokenizer, SPEC, seed=0)
     assert same(again[0], batches[0])
+
+
+def test_a_mixture_says_which_store_a_damaged_record_is_in(
+    store, store_with_damage, tokenizer, tmp_path
+):
+    parts = (Part(name="a", store=store_with_damage), Part(name="b", store=store_with_damage))
+    note = tmp_path / "set_aside.jsonl"
+    dataset = make_dataset(Mixture(parts=parts), tokenizer, SMALL, seed=0, set_aside=note)
+    for step in range(4):
+        dataset[step]
+    lines = [json.loads(line) for line in note.read_text().splitlines()]
+    assert {(line["store"], line["index"]) for line in lines} == {
+        (name, index) for name in "ab" for index in (3, 4, 9)
+    }
+    assert len(lines) == 6 and all(line["reason"] for line in lines)
 
 
 def test_a_store_of_nothing_but_damage_stops(store, tokenizer, tmp_path):

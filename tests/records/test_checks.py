@@ -3,8 +3,10 @@
 
 import io
 import json
+import os
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from florence2_jax.records import checks
+from florence2_jax.records.containers import is_whole
 from florence2_jax.records.inspection import check_store, statistics
 from florence2_jax.records.ledger import Ledger
 from florence2_jax.records.schema import (
@@ -139,6 +142,100 @@ def test_known_formats_pass_byte_by_byte(format_):
     image = checks.mend_image(data, ledger, "x", stated_size=(24, 16))
     assert image == checks.MendedImage(data=data, size=(24, 16))
     assert not ledger.tallies
+
+
+@pytest.mark.parametrize(
+    ("data", "format_"),
+    [
+        (encoded("JPEG"), "JPEG"),
+        (encoded("JPEG", progressive=True), "JPEG"),
+        (encoded("JPEG", optimize=True, mode="CMYK"), "JPEG"),
+        (encoded("JPEG", restart_marker_blocks=1), "JPEG"),
+        (rotated(6), "JPEG"),
+        (encoded("MPO"), "MPO"),
+        (encoded("PNG", mode="P"), "PNG"),
+        (encoded("WEBP"), "WEBP"),
+        (encoded("WEBP", lossless=True), "WEBP"),
+        (encoded("WEBP", mode="RGBA"), "WEBP"),
+    ],
+)
+def test_the_container_proves_an_image_whole_and_cuts_are_seen(data, format_):
+    assert is_whole(data, format_) and is_whole(data + b"behind the end", format_)
+    for end in {*range(0, len(data) - 1, 7), len(data) - 1}:
+        assert not is_whole(data[:end], format_)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 255))
+def test_a_png_with_a_changed_byte_is_never_taken_for_whole(place, change):
+    data = bytearray(encoded("PNG"))
+    data[8 + place % (len(data) - 8)] ^= change
+    assert not is_whole(bytes(data), "PNG")
+
+
+def test_tables_of_a_jpeg_that_no_decoder_takes_are_decoded_to_know():
+    data = encoded("JPEG")
+    changes = ((b"\xff\xc4", 5, 255), (b"\xff\xdb", 4, 0x30), (b"\xff\xc0", 4, 9))
+    for mark, offset, value in changes:
+        broken = bytearray(data)
+        broken[data.index(mark) + offset] = value
+        assert not is_whole(bytes(broken), "JPEG")
+    assert not is_whole(data.replace(b"\xff\xc0", b"\xff\xc3"), "JPEG")  # Lossless: few can.
+
+
+def test_photos_of_real_cameras_are_whole(shared_data):
+    paths = [*shared_data.glob("coco_mini_train2017/train2017/*.jpg")]
+    paths += shared_data.glob("image_modes/exif-orientation-examples/*.jpg")
+    paths += shared_data.glob("bccd_voc/BCCD/JPEGImages/*.jpg")
+    assert len(paths) > 400 and all(is_whole(path.read_bytes(), "JPEG") for path in paths)
+
+
+def test_what_the_container_does_not_prove_is_decoded():
+    data = encoded("JPEG", (640, 480))[:-2]  # Whole but for its end mark.
+    assert not is_whole(data, "JPEG")
+    ledger = Ledger()
+    assert (checks.mend_image(data, ledger, "x") is None) == bool(ledger.entries)
+    # Damage among the pixels of a JPEG shows only when it is decoded: see `records check`.
+    damaged = bytearray(encoded("JPEG", (640, 480)))
+    middle = len(damaged) // 2
+    damaged[middle : middle + 2000] = bytes(2000)
+    assert checks.mend_image(bytes(damaged), Ledger(), "x") is not None
+
+
+def test_images_of_too_many_bytes_are_encoded_again(monkeypatch):
+    monkeypatch.setattr(checks, "MAX_IMAGE_BYTES", 3000)
+    data, ledger = encoded("JPEG") + bytes(4000), Ledger()
+    image = checks.mend_image(data, ledger, "x", stated_size=(24, 16))
+    assert ledger.tallies["image"].repaired == {"JPEG of more than 16 MiB stored as PNG": 1}
+    stored = Image.open(io.BytesIO(image.data))
+    np.testing.assert_array_equal(stored, Image.open(io.BytesIO(data)))
+    monkeypatch.setattr(checks, "MAX_IMAGE_BYTES", 500)  # Where the PNG is too large as well.
+    assert Image.open(io.BytesIO(checks.mend_image(data, Ledger(), "x").data)).format == "JPEG"
+
+
+def test_pixels_without_a_range_are_set_aside():
+    out = io.BytesIO()
+    Image.fromarray(np.ones((4, 4), np.float32)).save(out, "TIFF")
+    ledger = Ledger()
+    assert checks.mend_image(out.getvalue(), ledger, "x") is None
+    assert "no defined range" in ledger.entries[0]["why"]
+
+
+def test_only_regular_files_are_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a").write_bytes(b"0123456789")
+    assert checks.read_regular(tmp_path / "a", start=2, size=3) == b"234"
+    assert checks.read_regular(tmp_path / "a", start=8) == b"89"
+    monkeypatch.setattr(checks, "MAX_FILE_BYTES", 9)
+    ledger = Ledger()
+    names = ("pipe", "folder", "a", "none", "a\0b", "x" * 300)
+    assert [checks.read_bytes(tmp_path / name, ledger, name) for name in names] == [None] * 6
+    assert [entry["why"] for entry in ledger.entries] == [
+        *["its file cannot be read"] * 3,
+        *["its file is missing"] * 3,
+    ]
+    assert "is no regular file" in ledger.entries[0]["value"]
+    assert checks.read_bytes(Path("/dev/zero"), ledger, "x") is None
 
 
 @pytest.mark.parametrize("format_", ["GIF", "BMP", "TIFF"])

@@ -19,11 +19,14 @@ import tensorflow_datasets as tfds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tensorflow_datasets.core import example_serializer
+from tensorflow_datasets.proto import tf_example_pb2
 
 from florence2_jax.records import journal as journal_module
 from florence2_jax.records import schema, writing
 from florence2_jax.records.columns import (
     FEATURES,
+    LATER_COLUMNS,
     as_stored,
     example_to_record,
     parse,
@@ -134,6 +137,7 @@ RECORDS = st.builds(
     height=st.just(80),
     origin=st.text(st.characters(codec="utf-8"), max_size=5),
     split_key=st.text(st.characters(codec="utf-8"), max_size=5),
+    source_size=st.none() | st.tuples(st.integers(1, 9999), st.integers(1, 9999)),
     texts=tuples(
         st.builds(
             schema.Text,
@@ -169,6 +173,10 @@ def test_record_comes_back_from_columns_and_from_bytes(record):
     data = serialize(record)
     assert parse(data) == record
     assert serialize(parse(data)) == data
+    # TFDS writes the same bytes.
+    encoded = FEATURES.encode_example(record_to_example(record))
+    serializer = example_serializer.ExampleSerializer(FEATURES.get_serialized_info())
+    assert serializer.get_tf_example(encoded).SerializeToString(deterministic=True) == data
     # The way of a TFDS user: its own parser, the image left encoded.
     decoded = FEATURES.deserialize_example_np(data, decoders={"image": tfds.decode.SkipDecoding()})
     assert example_to_record(decoded) == record
@@ -218,6 +226,17 @@ def test_columns_that_do_not_fit_together_are_refused():
     del example["span_box"]
     with pytest.raises(schema.RecordError, match=r"lacks the columns \['span_box'\]"):
         example_to_record(example)
+
+
+def test_records_of_layout_1_0_0_have_no_source_size():
+    record = dataclasses.replace(make(0, Ledger()), source_size=(80, 60))
+    example = tf_example_pb2.Example.FromString(serialize(record))
+    for column in LATER_COLUMNS:
+        del example.features.feature[column]
+    old = dataclasses.replace(record, source_size=None)
+    assert parse(example.SerializeToString()) == old
+    columns = record_to_example(record)
+    assert example_to_record({k: v for k, v in columns.items() if k not in LATER_COLUMNS}) == old
 
 
 # Splits.
@@ -329,6 +348,15 @@ def copied(store: Path, directory: Path) -> Path:
     for name, data in contents(store).items():
         (directory / name).write_bytes(data)
     return directory
+
+
+def test_a_store_of_layout_1_0_0_opens(store, tmp_path):
+    directory = copied(store, tmp_path)
+    features = json.loads((directory / "features.json").read_text())
+    for column in LATER_COLUMNS:
+        del features["featuresDict"]["features"][column]
+    (directory / "features.json").write_text(json.dumps(features))
+    assert len(RecordStore(directory, "train")) == 34
 
 
 def test_a_missing_shard_is_named(store, tmp_path):

@@ -3,15 +3,17 @@
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from florence2_jax.cli.main import leaf
-from florence2_jax.cli.records.terminal import Progress, add_workers, positive, print_books
+from florence2_jax.cli.records.terminal import Progress, add_workers, positive, print_books, say
 
 _IMPORT_EXAMPLES = """examples:
-  florence2-jax records import --from coco ~/coco ~/records/coco
-  florence2-jax records import --from voc ~/VOCdevkit/VOC2012 ~/records/voc --one-based
+  florence2-jax records import ~/coco ~/records/coco
+  florence2-jax records import --from voc ~/VOC2012 ~/records/voc --option one_based=true
+  florence2-jax records import ~/shards /mnt/records/web --shorter-side 768 --ray auto
 
 SRC is only read. If the command is interrupted, run it again: it goes on where it was.
 What cannot be used is set aside, with the reason, in DST/set_aside.jsonl."""
@@ -28,25 +30,67 @@ def add_import(commands: Any) -> None:
     """The parser of `records import`."""
     from florence2_jax.records.importers import IMPORTERS
 
-    formats = "\n".join(f"  {name:5} {row.looks_like}" for name, row in IMPORTERS.items())
     command = commands.add_parser(
         "import",
         help="write a store from a dataset in another format",
-        description=f"Writes a store of records from a dataset.\n\nformats:\n{formats}",
+        description=f"Writes a store of records from a dataset.\n\nformats:\n{_formats(IMPORTERS)}",
         epilog=_IMPORT_EXAMPLES,
     )
     command.add_argument(
-        "--from", dest="format", metavar="FORMAT", choices=IMPORTERS, required=True, help="of SRC"
+        "--from", dest="format", metavar="FORMAT", choices=IMPORTERS, help="of SRC (told by SRC)"
     )
     command.add_argument("source", metavar="SRC", type=Path, help="folder of the dataset")
     command.add_argument("directory", metavar="DST", type=Path, help="the store, a new directory")
     command.add_argument(
-        "--one-based",
+        "--option",
+        dest="options",
+        metavar="NAME=VALUE",
+        type=_option,
+        action="append",
+        default=[],
+        help="of the format, as listed above; may be repeated",
+    )
+    command.add_argument(
+        "--shorter-side",
+        metavar="PX",
+        type=positive,
+        help="shrink images whose shorter side is longer, and all coordinates with them",
+    )
+    command.add_argument(
+        "--verify-pixels",
         action="store_true",
-        help="voc: pixels are counted from 1, as in VOC proper (kept as they are)",
+        help="decode every image, to set aside those with damaged pixels too (slower)",
     )
     add_workers(command)
+    command.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        nargs="?",
+        const="local",
+        help="work on a Ray cluster (auto, HOST:PORT), or in a Ray of W cores here; all machines "
+        "must see SRC and DST under the same paths",
+    )
     leaf(command, _import)
+
+
+def _formats(importers: Mapping[str, Any]) -> str:
+    """A line per format, and one per option of it."""
+    width = max(map(len, importers))
+    lines = []
+    for name, row in importers.items():
+        lines.append(f"  {name:{width}}  {row.looks_like}")
+        for option, type_ in row.options.items():
+            value = "true|false" if type_ is bool else "FOLDER" if type_ is Path else "TEXT"
+            lines.append(f"  {'':{width}}  --option {option}={value}")
+    return "\n".join(lines)
+
+
+def _option(text: str) -> tuple[str, str]:
+    """`NAME=VALUE`, for argparse."""
+    name, is_pair, value = text.partition("=")
+    if not name or not is_pair:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
 
 
 def add_scenes(commands: Any) -> None:
@@ -80,11 +124,17 @@ def add_scenes(commands: Any) -> None:
 
 
 def _import(args: argparse.Namespace) -> dict[str, Any]:
-    from florence2_jax.records.importers import plan_import
+    from florence2_jax.records.importers import detect, plan_import
+    from florence2_jax.records.reworking import rework
 
-    options = {"one_based": True} if args.one_based else {}
-    plan = plan_import(args.format, args.source, **options)
-    return _write(args, plan, args.format)
+    # Machines of a cluster do not work in this directory.
+    source = args.source.absolute() if args.ray else args.source
+    format_ = args.format or detect(source)
+    if args.format is None:
+        say(f"{source}: format {format_}")
+    plan = plan_import(format_, source, dict(args.options))
+    plan = rework(plan, shorter_side_px=args.shorter_side, verify_pixels=args.verify_pixels)
+    return {"format": format_} | _write(args, plan, format_, ray=args.ray)
 
 
 def _scenes(args: argparse.Namespace) -> dict[str, Any]:
@@ -98,12 +148,19 @@ def _scenes(args: argparse.Namespace) -> dict[str, Any]:
     return _write(args, plan, "scenes")
 
 
-def _write(args: argparse.Namespace, plan: Any, name: str) -> dict[str, Any]:
+def _write(
+    args: argparse.Namespace, plan: Any, name: str, ray: str | None = None
+) -> dict[str, Any]:
     from florence2_jax.records.store import write_store
 
     with Progress("records") as progress:
         report = write_store(
-            args.directory, plan, name=name, num_workers=args.workers, on_progress=progress
+            args.directory,
+            plan,
+            name=name,
+            num_workers=args.workers,
+            ray=ray,
+            on_progress=progress,
         )
     print_books(args.directory, report)
     return {"directory": str(args.directory)} | report
