@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import functools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,16 +13,19 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Int
 from numpy.typing import NDArray
+from PIL import Image
 
-from florence2_jax.data.examples import Example, target_of
+from florence2_jax.data.augment import AugmentConfig, Window, jitter_colours, random_crop
+from florence2_jax.data.examples import Example, feeds, target_of
 from florence2_jax.data.mixture import draw_examples
+from florence2_jax.data.negatives import NamePool, NegativesConfig, vary_names
 from florence2_jax.data.packing import Written, fill_row, lay_out
-from florence2_jax.data.transforms import decode, resize
+from florence2_jax.data.transforms import decode, decode_scaled, resize
 from florence2_jax.records.checks import ImageError
 from florence2_jax.records.schema import Record
 from florence2_jax.records.store import RecordStore
 from florence2_jax.tasks.registry import TASKS
-from florence2_jax.tasks.targets import Budget, Order
+from florence2_jax.tasks.targets import Budget, Drop, Order
 from florence2_jax.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
 from florence2_jax.typing import Size, UserError
 
@@ -30,9 +34,10 @@ Batch: TypeAlias = dict[str, Any]
 `target_ids` int32[B,K,T], `<s> ... </s>`, then padding (a prompt that is missing has nothing else);
 `task_ids` int32[B,K], the row of `TASKS`, -1 where missing. Packed targets share the row of their
 image: `target_ids` int32[B,N], and `target_prompts` int32[B,G] says which prompt each of its chunks
-belongs to (`packing.py`). For the books are `index` int64[B] (record of the store), `is_substitute`
-bool[B], `num_dropped` int32[B] (regions that did not fit their targets, and prompts that did not
-fit) and `num_unplaced` int32[B] (targets that found no room in a packed row)."""
+belongs to (`packing.py`). For the books are `index` int64[B] (record of the store), `store`
+int64[B] (part of the mixture), `is_substitute` bool[B], `num_dropped` int32[B] (regions that did
+not fit their targets, and prompts that did not fit) and `num_unplaced` int32[B] (targets that found
+no room in a packed row)."""
 
 TASK_IDS = {token: i for i, token in enumerate(TASKS)}
 _MAX_SUBSTITUTES = 1000
@@ -49,21 +54,29 @@ class BatchSpec:
     image_size: Size
     weights: Mapping[str, float]
     order: Order = "random"
+    drop: Drop = "smallest"
     pack_length: int = 0  # Cells that the targets of an image share; 0: each has its own.
+    scaled_decode: bool = False  # See `transforms.decode_scaled`.
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    negatives: NegativesConfig = dataclasses.field(default_factory=NegativesConfig)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoadExamples:
     """Index of a record -> its image and `num_prompts` (prompt, target) pairs.
 
-    A record that cannot be used (damaged, or without an example of these tasks) is replaced by the
-    next one that can, and is written to `set_aside`, once per process.
+    A record that cannot be used (damaged, excluded, or without an example of these tasks) is
+    replaced by the next one that can, and is written to `set_aside`, once per process.
     """
 
     store: RecordStore
     tokenizer: Tokenizer
     spec: BatchSpec
     set_aside: Path | None = None
+    part: int = 0  # Number of the store in the mixture.
+    name: str = ""  # Its name there.
+    pool: NamePool = dataclasses.field(default_factory=NamePool)  # For names that are absent.
+    excluded: frozenset[str] = frozenset()  # Ids of records that are not trained on.
 
     def __call__(self, element: int, rng: np.random.Generator) -> Batch:
         """One row of a batch. Raises UserError if a thousand records in a row are unusable."""
@@ -78,25 +91,47 @@ class LoadExamples:
                 reason = str(error)
                 self._note(index, reason)
                 continue
-            flags = {"index": np.int64(index), "is_substitute": np.bool_(offset > 0)}
-            return row | flags
+            place = {"index": np.int64(index), "store": np.int64(self.part)}
+            return row | place | {"is_substitute": np.bool_(offset > 0)}
         raise UserError(f"{tries} records from {element} on are unusable, the last one: {reason}")
 
     def _row(self, record: Record, rng: np.random.Generator) -> Batch:
         spec = self.spec
+        if record.id in self.excluded:
+            raise EmptyRecordError(f"record {record.id} is in the list of input.exclude")
         # What finds no room in a packed row has a spare.
         number = 2 * spec.num_prompts if spec.pack_length else spec.num_prompts
-        examples = draw_examples(record, spec.weights, number, rng)
+        view, window = random_crop(
+            record, rng, spec.augment, is_useful=lambda view: feeds(view, spec.weights)
+        )
+        drawn = draw_examples(view, spec.weights, number, rng)
+        # What is absent is absent from the whole image, not only from the view.
+        examples = [vary_names(one, record, self.pool, rng, spec.negatives) for one in drawn]
         if not examples:
             raise EmptyRecordError(f"record {record.id} feeds none of the tasks of this run")
-        pixels = resize(decode(record.image), spec.image_size)
+        pixels = self._pixels(record, window, rng)
         make = self._packed if spec.pack_length else self._one_per_prompt
-        row = make(examples, record.size, rng)
+        row = make(examples, view.size, rng)
         if (row["task_ids"] < 0).all():
             raise EmptyRecordError(
                 f"record {record.id}: no prompt fits {spec.prompt_length} tokens"
             )
         return {"image": pixels} | row
+
+    def _pixels(self, record: Record, window: Window, rng: np.random.Generator) -> NDArray:
+        spec, (x0, y0, x1, y1) = self.spec, window
+        (width, height), wanted = record.size, spec.image_size
+        if spec.scaled_decode:
+            whole = wanted[0] * width / (x1 - x0), wanted[1] * height / (y1 - y0)
+            image = decode_scaled(record.image, (math.ceil(whole[0]), math.ceil(whole[1])))
+        else:
+            image = decode(record.image)
+        box = None
+        if window != (0, 0, width, height):
+            across, down = image.width / width, image.height / height
+            box = (x0 * across, y0 * down, x1 * across, y1 * down)
+        pixels = Image.fromarray(resize(image, wanted, box=box))
+        return np.asarray(jitter_colours(pixels, rng, spec.augment), np.uint8)
 
     def _one_per_prompt(
         self, examples: Sequence[Example], size: Size, rng: np.random.Generator
@@ -176,21 +211,25 @@ class LoadExamples:
     ) -> Written:
         # Two of its ids are `<s>` and `</s>`.
         budget = Budget(lambda text: len(self.tokenizer.encode(text)), max_length - 2)
-        target = target_of(example, size, order=self.spec.order, rng=rng, budget=budget)
+        target = target_of(
+            example, size, order=self.spec.order, drop=self.spec.drop, rng=rng, budget=budget
+        )
         ids = [BOS_ID, *self.tokenizer.encode(target.text), EOS_ID]
         return Written(ids, target.num_dropped)
 
     def _note(self, index: int, reason: str) -> None:
-        if self.set_aside is None or index in _noted:
+        if self.set_aside is None or (self.name, index) in _noted:
             return
-        _noted.add(index)
-        line = json.dumps({"index": index, "reason": reason}, ensure_ascii=False) + "\n"
+        _noted.add((self.name, index))
+        note = {"store": self.name} if self.name else {}
+        note |= {"index": index, "reason": reason}
+        line = json.dumps(note, ensure_ascii=False) + "\n"
         with self.set_aside.open("a", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # Several workers share the list.
             file.write(line)
 
 
-_noted: set[int] = set()
+_noted: set[tuple[str, int]] = set()
 
 
 class EmptyRecordError(ValueError):

@@ -7,19 +7,17 @@ no other state, and no place in the order costs more to reach than another.
 """
 
 import dataclasses
-import fcntl
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import grain
-import numpy as np
 from absl import flags
 
 from florence2_jax.data.examples import examples_of
 from florence2_jax.data.loading import Batch, BatchSpec, LoadExamples
 from florence2_jax.data.mixture import WHOLE_RUN, Interleave, Mixture, Part, Stage
+from florence2_jax.data.negatives import NamePool, collect_names
 from florence2_jax.records.store import RecordStore
 from florence2_jax.tasks.registry import TASKS
 from florence2_jax.text.tokenizer import Tokenizer
@@ -38,12 +36,16 @@ def make_dataset(
     process_index: int = 0,
     process_count: int = 1,
     set_aside: Path | None = None,
+    excluded: frozenset[str] = frozenset(),
 ) -> grain.MapDataset:
     """The endless sequence of this host's batches; element `i` belongs to step `i`.
 
     The global batch is cut into `process_count` blocks of consecutive rows, and the host gets the
     block `process_index`: put together in their order the blocks are the same for any number. Rows
     carry `store` int64[B], the part of the mixture that `index` counts in.
+
+    Args:
+        excluded: ids of records that are not trained on, in whichever store.
 
     Raises:
         UserError: if the batch does not divide by the hosts.
@@ -53,23 +55,32 @@ def make_dataset(
             f"input.batch_size: {spec.batch_size} does not divide by {process_count} hosts"
         )
     mixture = Mixture.of(source)
+    pools = [_pool(part, spec) for part in mixture.parts]
     datasets = []
     for stage in mixture.stages:
         for number, part in enumerate(mixture.parts):
             weights = mixture.tasks(stage, part, spec.weights)
-            load = _LoadPart(
+            load = LoadExamples(
                 store=part.store,
                 tokenizer=tokenizer,
                 spec=dataclasses.replace(spec, weights=weights),
                 set_aside=set_aside,
                 part=number,
                 name=part.name,
+                pool=pools[number],
+                excluded=excluded,
             )
             records = grain.MapDataset.range(len(part.store)).seed(part.seed(seed))
             datasets.append(records.shuffle().repeat().random_map(load))
     order = Interleave(mixture, spec.batch_size)
     images = grain.MapDataset.select_from_datasets(datasets, order)
     return images.batch(spec.batch_size // process_count)[process_index::process_count]
+
+
+def _pool(part: Part, spec: BatchSpec) -> NamePool:
+    """Names to ask for in vain, where a run does so."""
+    asks = any(TASKS[token].grammar == "named_boxes" for token in part.tasks or spec.weights)
+    return collect_names(part.store) if spec.negatives.share and asks else NamePool()
 
 
 def iterate(
@@ -218,29 +229,3 @@ def _unfed(what: str, missing: set[str], place: str, note: str = "") -> UserErro
         f"no {what} feeds {needs}: import such annotations, or set the weight to 0, "
         f"{place}.{TASKS[min(missing)].name}=0{note}"
     )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _LoadPart(LoadExamples):
-    """Loads from one part of a mixture, and says so in its rows and in what it sets aside."""
-
-    part: int
-    name: str
-
-    def __call__(self, element: int, rng: np.random.Generator) -> Batch:
-        return super().__call__(element, rng) | {"store": np.int64(self.part)}
-
-    def _note(self, index: int, reason: str) -> None:
-        if not self.name:
-            return super()._note(index, reason)
-        if self.set_aside is None or (self.name, index) in _noted:
-            return None
-        _noted.add((self.name, index))
-        note = {"store": self.name, "index": index, "reason": reason}
-        with self.set_aside.open("a", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # Several workers share the list.
-            file.write(json.dumps(note, ensure_ascii=False) + "\n")
-        return None
-
-
-_noted: set[tuple[str, int]] = set()

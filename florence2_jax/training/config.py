@@ -6,17 +6,20 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from florence2_jax.data.augment import AugmentConfig
 from florence2_jax.data.loading import BatchSpec
 from florence2_jax.data.mixture import WHOLE_RUN, Stage, check_weight, parse_weights
+from florence2_jax.data.negatives import NegativesConfig
 from florence2_jax.data.packing import CHUNK
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.parallel.mesh import MeshConfig
-from florence2_jax.tasks.targets import Order
+from florence2_jax.tasks.targets import Drop, Order
 from florence2_jax.training.loss import LossConfig
 from florence2_jax.training.optimizer import OptimizerConfig
 from florence2_jax.training.state import InitConfig
 from florence2_jax.typing import UserError
 
+_SCALARS = (bool, int, float, str)
 _LEAST_LENGTH = 8  # A region's four locations between `<s>` and `</s>`, and a word.
 
 
@@ -60,6 +63,10 @@ class InputConfig:
     target_length: int = 256
     pack_length: int = 0  # Cells that the targets of an image share; 0: each has target_length.
     order: str = "random"
+    drop: str = "smallest"  # Which regions go where a target does not hold them all.
+    scaled_decode: bool = False  # Faster for photos twice as large as the model's; see transforms.
+    exclude: str = ""  # A list of `records overlap`: these records are not trained on, or
+    on_excluded: str = "drop"  # with "refuse" the run does not start while the list has any.
     tasks: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"all": 1.0})
     num_workers: int = 0  # Processes; with none, threads of this process load.
     num_threads: int = 4
@@ -99,6 +106,8 @@ class RunConfig:
     model: Florence2Config
     input: InputConfig
     tokenizer: TokenizerConfig
+    augment: AugmentConfig
+    negatives: NegativesConfig
     optimizer: OptimizerConfig
     loss: LossConfig
     init: InitConfig
@@ -129,6 +138,8 @@ class RunConfig:
             model=Florence2Config.create(**config["model"]),
             input=inputs,
             tokenizer=_section(TokenizerConfig, "tokenizer", config.get("tokenizer", {})),
+            augment=_section(AugmentConfig, "augment", config.get("augment", {})),
+            negatives=_section(NegativesConfig, "negatives", config.get("negatives", {})),
             optimizer=_section(OptimizerConfig, "optimizer", config["optimizer"]),
             loss=_section(LossConfig, "loss", config.get("loss", {})),
             init=_section(InitConfig, "init", config.get("init", {})),
@@ -150,6 +161,10 @@ class RunConfig:
             image_size=self.model.image_size,
             weights=parse_weights(self.input.tasks),
             order=self.input.order,  # pyright: ignore[reportArgumentType]
+            drop=self.input.drop,  # pyright: ignore[reportArgumentType]
+            scaled_decode=self.input.scaled_decode,
+            augment=self.augment,
+            negatives=self.negatives,
         )
 
     def stages(self) -> tuple[Stage, ...]:
@@ -207,10 +222,11 @@ class RunConfig:
                 raise UserError(f"{name}: {value} must be at least 1")
         if self.input.num_workers < 0:
             raise UserError(f"input.num_workers: {self.input.num_workers} must not be negative")
-        if self.input.order not in get_args(Order):
-            raise UserError(
-                f"input.order: {self.input.order!r} is not one of {', '.join(get_args(Order))}"
-            )
+        choices = {"order": get_args(Order), "drop": get_args(Drop)}
+        choices["on_excluded"] = ("drop", "refuse")
+        for name, known in choices.items():
+            if (value := getattr(self.input, name)) not in known:
+                raise UserError(f"input.{name}: {value!r} is not one of {', '.join(known)}")
         if self.input.batch_size % self.accumulate:
             raise UserError(
                 f"accumulate: {self.accumulate} does not divide input.batch_size "
@@ -295,9 +311,9 @@ def _section(cls: type, name: str, values: Any) -> Any:
         wanted = fields[key].type
         if wanted is float and type(value) is int:
             values[key] = value = float(value)
-        if wanted in (int, str, float) and type(value) is not wanted:
+        if wanted in _SCALARS and type(value) is not wanted:
             raise UserError(f"{name}.{key}: {value!r} is not of type {wanted.__name__}")
-        if wanted not in (int, str, float) and not isinstance(value, Mapping):
+        if wanted not in _SCALARS and not isinstance(value, Mapping):
             raise UserError(f"{name}.{key}: {value!r} is not a mapping of names to values")
     missing = [
         key

@@ -24,6 +24,7 @@ from florence2_jax.data.texts import store_texts
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.parallel.mesh import make_mesh
 from florence2_jax.parallel.partitioning import batch_sharding, num_data_shards
+from florence2_jax.records.overlap import read_list
 from florence2_jax.records.store import RecordStore
 from florence2_jax.text.tokenizer import PAD_ID, Tokenizer
 from florence2_jax.training import workdir as workdir_lib
@@ -75,6 +76,7 @@ def run(
         process_index=block,
         process_count=num_blocks,
         set_aside=workdir / "set_aside.jsonl",
+        excluded=job.excluded,
     )
     order = DataOrder(job.mixture, seed=job.config.seed, batch_size=job.config.input.batch_size)
     total_steps, saving = job.config.total_steps, job.config.checkpoint
@@ -122,6 +124,7 @@ class _Job:
     make_params: Callable[[], Any]
     initial: Any  # Parameters from BART and DaViT, where a run begins with them; else None.
     step: Step
+    excluded: frozenset[str]
 
 
 def _prepare(config: Mapping[str, Any], workdir: Path) -> _Job:
@@ -129,6 +132,7 @@ def _prepare(config: Mapping[str, Any], workdir: Path) -> _Job:
     run = RunConfig.create(config)
     mixture = _open(run)
     check_feeds(mixture, run.batch_spec().weights)
+    excluded = _excluded(run)
     mesh = make_mesh(run.mesh)
     _check_batch(run, mesh)
     tokenizer = _tokenizer(run, mixture, workdir)
@@ -156,7 +160,7 @@ def _prepare(config: Mapping[str, Any], workdir: Path) -> _Job:
         loss=run.loss,
         first_location_id=tokenizer.first_location_id,
     )
-    return _Job(run, mixture, tokenizer, mesh, optimizer, make_params, initial, step)
+    return _Job(run, mixture, tokenizer, mesh, optimizer, make_params, initial, step, excluded)
 
 
 class _Loop:
@@ -268,6 +272,20 @@ def _save_hook(checkpoints: Checkpoints, order: DataOrder) -> Hook:
     return lambda number, state, reporter: checkpoints.save(
         number, state, data=order.position(number)
     )
+
+
+def _excluded(run: RunConfig) -> frozenset[str]:
+    """Ids in the list of `input.exclude`. Raises UserError if the run refuses to leave them out."""
+    if not run.input.exclude:
+        return frozenset()
+    ids = read_list(Path(run.input.exclude))
+    if ids and run.input.on_excluded == "refuse":
+        raise UserError(
+            f"input.exclude: {run.input.exclude} lists {len(ids)} training records that are in "
+            "evaluation data; write a store without them, or leave them out with "
+            "--config.input.on_excluded=drop"
+        )
+    return ids
 
 
 def _open(run: RunConfig) -> Mixture:
