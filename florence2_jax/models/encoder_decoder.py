@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The multi-modality encoder-decoder: BART, with image tokens before the prompt."""
 
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from florence2_jax.models.attention import KeysValues, MultiHeadAttention
 from florence2_jax.models.config import PAD_ID, TextConfig
@@ -35,6 +35,43 @@ Cache: TypeAlias = dict[str, Any]
 W slots per position, and `"slots"` `int32[M, W, T]` says in which of them each hypothesis finds the
 token at each position. Where beams change places (`reorder_cache`) only that small table does.
 """
+
+
+class Packing(NamedTuple):
+    """Where the targets of packed rows lie: B rows of N tokens, cut into G chunks of equal size.
+
+    A chunk belongs to one prompt, and those of a prompt stand side by side. Each target is decoded
+    as if it were alone: its own positions, its own past, the encoder states of its own prompt.
+    """
+
+    prompts: Int[Array, "B G"]  # Of every chunk; unused ones read those of prompt 0.
+    positions: Int[Array, "B N"]
+    visible: Bool[Array, "B 1 N N"]
+
+    @classmethod
+    def of(cls, target_prompts: Int[Array, "B G"], length: int) -> "Packing":
+        """The packing of rows of `length` tokens; -1 is an unused chunk."""
+        num_chunks = target_prompts.shape[1]
+        chunk = length // num_chunks
+        is_same = target_prompts[:, :, None] == target_prompts[:, None, :]  # B G G
+        place = jnp.arange(num_chunks) - jnp.argmax(is_same, axis=-1)  # Within the target.
+        positions = (place * chunk)[:, :, None] + jnp.arange(chunk)
+        visible = jnp.repeat(jnp.repeat(is_same, chunk, axis=1), chunk, axis=2)
+        visible &= jnp.tril(jnp.ones((length, length), bool))
+        positions = positions.reshape(len(positions), length)
+        return cls(jnp.maximum(target_prompts, 0), positions, visible[:, None])
+
+    def per_chunk(self, x: Shaped[Array, "M *axes"]) -> Shaped[Array, "BG *axes"]:
+        """What every chunk reads of `x`, which has a row for each of the K prompts of B images.
+
+        One copy per chunk: that is the price of attending to one prompt rather than to all K.
+        """
+        x = x.reshape(len(self.prompts), -1, *x.shape[1:])  # B K ...
+        rows = self.prompts.reshape(*self.prompts.shape, *[1] * (x.ndim - 2))
+        # Along K alone, so that a batch spread over devices is gathered where it is.
+        x = jnp.take_along_axis(x, rows, axis=1)
+        return x.reshape(-1, *x.shape[2:])
+
 
 Past: TypeAlias = tuple[Float[Array, "M H TW C"], Float[Array, "M H TW C"]]
 
@@ -71,9 +108,14 @@ class Positions(nnx.Module):
         self.norm = LayerNorm(config.d_model, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "M S D"], *, start: int | Int[Array, ""] = 0, key: Key = None
+        self,
+        x: Float[Array, "M S D"],
+        *,
+        start: int | Int[Array, ""] = 0,
+        positions: Int[Array, "M S"] | None = None,
+        key: Key = None,
     ) -> Float[Array, "M S D"]:
-        """`x[:, 0]` is at position `start`, which may be traced.
+        """`x[:, 0]` is at position `start`, which may be traced, or `x` at the positions given.
 
         Raises:
             ValueError: if the sequence is longer than the table.
@@ -84,7 +126,10 @@ class Positions(nnx.Module):
                 f" text.max_positions={self.max_positions}; shorten it or use a smaller image"
             )
         table = self.embedding[...]
-        rows = jax.lax.dynamic_slice_in_dim(table, start + POSITION_OFFSET, x.shape[1])
+        if positions is None:
+            rows = jax.lax.dynamic_slice_in_dim(table, start + POSITION_OFFSET, x.shape[1])
+        else:
+            rows = table[positions + POSITION_OFFSET]
         return dropout(self.norm(x + rows.astype(self.dtype)), self.dropout, key)
 
 
@@ -122,16 +167,22 @@ class DecoderLayer(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "M T D"],
+        x: Float[Array, "rows T D"],
         states: Float[Array, "M S D"],
         mask: Bool[Array, "M 1 1 S"],
+        packing: Packing | None = None,
         *,
         key: Key,
-    ) -> Float[Array, "M T D"]:
+    ) -> Float[Array, "rows T D"]:
+        """A row for each of the M prompts, or with a packing one per image."""
         x = constrain(x, "batch", None, None)
-        causal = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))[None, None]
         memory = self.cross_attn.keys_values(states)
-        return self.attend(x, self.self_attn.keys_values(x), causal, memory, mask, key=key)
+        if packing is None:
+            visible = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))[None, None]
+        else:
+            visible, mask = packing.visible, packing.per_chunk(mask)
+            memory = packing.per_chunk(memory[0]), packing.per_chunk(memory[1])
+        return self.attend(x, self.self_attn.keys_values(x), visible, memory, mask, key=key)
 
     def step(
         self,
@@ -154,11 +205,15 @@ class DecoderLayer(nnx.Module):
         return self.attend(x, past, visible, memory, mask, key=None), past
 
     def attend(self, x, past, visible, memory, mask, *, key: Key) -> Float[Array, "M T D"]:
-        """The equation of the layer, over keys and values made before."""
+        """The equation of the layer, over keys and values made before.
+
+        `memory` has a row for each of `x`, or for each of the equal chunks of its rows.
+        """
         keys = split_key(key, 6)
         attended = self.self_attn(x, past, visible, key=keys[0])
         x = self.self_attn_norm(x + dropout(attended, self.dropout, keys[1]))
-        attended = self.cross_attn(x, memory, mask, key=keys[2])
+        chunks = x.reshape(len(memory[0]), -1, x.shape[-1])
+        attended = self.cross_attn(chunks, memory, mask, key=keys[2]).reshape(x.shape)
         x = self.cross_attn_norm(x + dropout(attended, self.dropout, keys[3]))
         return self.ffn_norm(x + dropout(self.ffn(x, key=keys[4]), self.dropout, keys[5]))
 
@@ -176,10 +231,15 @@ class Tower(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "M S D"], *context: Array, key: Key
+        self,
+        x: Float[Array, "M S D"],
+        *context: Any,
+        positions: Int[Array, "M S"] | None = None,
+        key: Key,
     ) -> Float[Array, "M S D"]:
         embed_key, layers_key = split_key(key, 2)
-        x = self.positions(constrain(x, "batch", None, None), key=embed_key)
+        x = constrain(x, "batch", None, None)
+        x = self.positions(x, positions=positions, key=embed_key)
         return run_stack(self.layers, x, *context, remat=self.remat, key=layers_key)
 
 
@@ -213,6 +273,35 @@ class EncoderDecoder(nnx.Module):
     ) -> Float[Array, "M T V"]:
         """Float32 logits of the token after each of `decoder_ids`, all positions at once."""
         x = self.decoder(self.shared(decoder_ids), states, mask[:, None, None], key=key)
+        return self.shared.logits(x)
+
+    def decode_packed(
+        self,
+        decoder_ids: Int[Array, "B N"],
+        target_prompts: Int[Array, "B G"],
+        states: Float[Array, "M S D"],
+        mask: Bool[Array, "M S"],
+        *,
+        key: Key = None,
+    ) -> Float[Array, "B N V"]:
+        """`decode` of several targets per row, each as if it were alone.
+
+        Args:
+            decoder_ids: a row per image, G chunks of equal size.
+            target_prompts: which of the image's K prompts each chunk belongs to, -1 for none.
+            states: of `B * K` prompts.
+
+        Raises:
+            ValueError: if the chunks do not divide the row, or the row is longer than the table of
+                positions.
+        """
+        length, num_chunks = decoder_ids.shape[1], target_prompts.shape[1]
+        if length % num_chunks:
+            raise ValueError(f"a row of {length} tokens is no whole number of {num_chunks} chunks")
+        packing = Packing.of(target_prompts, length)
+        context = states, mask[:, None, None], packing
+        x = self.shared(decoder_ids)
+        x = self.decoder(x, *context, positions=packing.positions, key=key)
         return self.shared.logits(x)
 
     def init_cache(

@@ -42,16 +42,21 @@ class Florence2(nnx.Module):
         self,
         image: Image,
         prompt_ids: Int[Array, "B K L"],
-        decoder_ids: Int[Array, "B K T"],
+        decoder_ids: Int[Array, "B *targets"],
         *,
+        target_prompts: Int[Array, "B G"] | None = None,
         rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "B K T V"]:
+    ) -> Float[Array, "B *targets V"]:
         """Float32 logits of the token after each of `decoder_ids` (teacher forcing).
 
         Args:
             image: B images; both sides multiples of the total stride (32 px in released models).
             prompt_ids: K prompts per image, `<s> ... </s>`, then padding.
-            decoder_ids: the targets shifted right, beginning with the decoder's start token.
+            decoder_ids: the targets shifted right, each beginning with the decoder's start token:
+                `[B, K, T]`, one target per prompt; or `[B, N]` with `target_prompts`, where the
+                targets of an image share a row.
+            target_prompts: the prompt of each of the G equal chunks of a shared row, -1 for none;
+                the chunks of a prompt stand side by side. Results are those of separate targets.
             rngs: turns dropout on.
 
         Returns:
@@ -59,6 +64,9 @@ class Florence2(nnx.Module):
         """
         tokens = self.encode_image(image, rngs=rngs)
         states, mask = self.encode(tokens, prompt_ids, rngs=rngs)
+        if target_prompts is not None:
+            packed = decoder_ids, target_prompts, states, mask
+            return self.text.decode_packed(*packed, key=_key(rngs))
         logits = self.decode(decoder_ids.reshape(len(states), -1), states, mask, rngs=rngs)
         return logits.reshape(*decoder_ids.shape, -1)
 

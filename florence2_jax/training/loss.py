@@ -14,10 +14,29 @@ from florence2_jax.text.tokenizer import DECODER_START_ID, PAD_ID
 from florence2_jax.typing import UserError
 
 
-def shift_right(target_ids: Int[Array, "... T"]) -> Int[Array, "... T"]:
-    """What the decoder reads to predict each target token: the start token, then the targets."""
+def shift_right(
+    target_ids: Int[Array, "... T"], target_prompts: Int[Array, "B G"] | None = None
+) -> Int[Array, "... T"]:
+    """What the decoder reads to predict each target token: the start token, then the targets.
+
+    Packed targets (`[B, N]`, with the prompt of each chunk) each begin with the start token.
+    """
     start = jnp.full_like(target_ids[..., :1], DECODER_START_ID)
-    return jnp.concatenate([start, target_ids[..., :-1]], axis=-1)
+    shifted = jnp.concatenate([start, target_ids[..., :-1]], axis=-1)
+    if target_prompts is None:
+        return shifted
+    chunks = shifted.reshape(*target_prompts.shape, -1)  # B G C
+    is_first = jnp.diff(target_prompts, axis=1, prepend=-2) != 0
+    chunks = chunks.at[..., 0].set(jnp.where(is_first, DECODER_START_ID, chunks[..., 0]))
+    return chunks.reshape(target_ids.shape)
+
+
+def tasks_of_chunks(
+    task_ids: Int[Array, "B K"], target_prompts: Int[Array, "B G"]
+) -> Int[Array, "B G"]:
+    """The task of every chunk of packed targets, -1 where it is unused."""
+    tasks = jnp.take_along_axis(task_ids, jnp.maximum(target_prompts, 0), axis=1)
+    return jnp.where(target_prompts < 0, -1, tasks)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,15 +19,19 @@ from florence2_jax.tasks.registry import TASKS
 class Window:
     """Sums over the steps since the last report.
 
-    `images`, `tokens`, `cells` (tokens with padding) are totals over all hosts; times in seconds.
+    `images`, `tokens`, `cells` (tokens with padding) are totals over all hosts, `prompt_` those of
+    the prompts; times in seconds.
     """
 
     steps: int = 0
     images: int = 0
     annotations: float = 0.0
     cells: int = 0
+    prompt_tokens: int = 0
+    prompt_cells: int = 0
     substitutes: int = 0
     dropped: int = 0
+    unplaced: int = 0
     wait_s: float = 0.0
     start_s: float = dataclasses.field(default_factory=time.perf_counter)
     task_loss_sums: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(len(TASKS)))
@@ -45,8 +49,10 @@ class Window:
             "step_s": elapsed / max(self.steps, 1),
             "data_wait_share": self.wait_s / elapsed,
             "padding_share": 1.0 - float(tokens) / max(self.cells, 1),
+            "prompt_padding_share": 1.0 - self.prompt_tokens / max(self.prompt_cells, 1),
             "substituted_records": float(self.substitutes),
             "dropped_regions": float(self.dropped),
+            "unplaced_targets": float(self.unplaced),
         }
         rows = zip(TASKS.values(), self.task_loss_sums, self.task_token_sums, strict=True)
         scalars |= {f"loss/{task.name}": float(s / n) for task, s, n in rows if n > 0}

@@ -16,6 +16,7 @@ from florence2_jax.training.loss import (
     LossConfig,
     shift_right,
     sums_per_task,
+    tasks_of_chunks,
     token_cross_entropy,
     token_weights,
 )
@@ -24,8 +25,8 @@ from florence2_jax.training.state import TrainState, merge
 Metrics: TypeAlias = dict[str, jax.Array]
 Step: TypeAlias = Callable[[TrainState, dict[str, Any]], tuple[TrainState, Metrics]]
 
-DEVICE_KEYS = ("image", "prompt_ids", "target_ids", "task_ids")
-"""What of a batch travels to the devices."""
+DEVICE_KEYS = ("image", "prompt_ids", "target_ids", "target_prompts", "task_ids")
+"""What of a batch travels to the devices; `target_prompts` only if its targets are packed."""
 
 
 def train_step(
@@ -49,14 +50,22 @@ def train_step(
 
     def summed_loss(params: Any, part: dict[str, Any], key: jax.Array):
         model = merge(graphdef, params)
-        decoder_ids = shift_right(part["target_ids"])
-        rngs = nnx.Rngs(dropout=key)
-        logits = model(part["image"], part["prompt_ids"], decoder_ids, rngs=rngs)
-        losses = token_cross_entropy(
-            logits, part["target_ids"], loss, first_location_id=first_location_id
+        target_ids, task_ids = part["target_ids"], part["task_ids"]
+        packing = part.get("target_prompts")
+        logits = model(
+            part["image"],
+            part["prompt_ids"],
+            shift_right(target_ids, packing),
+            target_prompts=packing,
+            rngs=nnx.Rngs(dropout=key),
         )
-        weights = token_weights(part["target_ids"], loss, first_location_id=first_location_id)
-        sums = sums_per_task(losses, part["target_ids"], part["task_ids"])
+        if packing is not None:  # To the loss, a chunk is a short target of its own.
+            target_ids = target_ids.reshape(*packing.shape, -1)
+            logits = logits.reshape(*target_ids.shape, -1)
+            task_ids = tasks_of_chunks(task_ids, packing)
+        losses = token_cross_entropy(logits, target_ids, loss, first_location_id=first_location_id)
+        weights = token_weights(target_ids, loss, first_location_id=first_location_id)
+        sums = sums_per_task(losses, target_ids, task_ids)
         return (weights * losses).sum(), (*sums, weights.sum())
 
     def part_gradient(part: dict[str, Any], index: jax.Array | int):
@@ -102,12 +111,12 @@ def compile_step(step: Step, state: TrainState, shardings: Any, batch: dict[str,
     """Compiles a step ahead of time for one mesh; its state is donated, its metrics replicated.
 
     Args:
-        batch: arrays or shapes of one batch over all hosts, the keys of `DEVICE_KEYS`.
+        batch: arrays or shapes of one batch over all hosts, those of `DEVICE_KEYS` it has.
     """
     rows = batch_sharding(mesh)
     jitted = jax.jit(
         step,
-        in_shardings=(shardings, {name: rows for name in DEVICE_KEYS}),
+        in_shardings=(shardings, {name: rows for name in batch}),
         out_shardings=(shardings, NamedSharding(mesh, P())),
         donate_argnums=0,
     )
