@@ -158,16 +158,16 @@ def _one_region(record: Record, task: Task, make: Make) -> Iterator[Example]:
     """What is this region: its category, description or writing, or its mask."""
     kind = task.learns_from.partition(":")[2]
     for region in _targets(record):
-        place = coordinates_text(region.box, record.size)
         if task.grammar == "masks":
             if region.polygons:
+                place = coordinates_text(region.box, record.size)
                 mask = MaskRegion(polygons=region.polygons)
                 yield make(text_input=place, region=region.box, regions=(mask,))
             continue
         texts = tuple(label.text for label in region.labels if label.kind == kind)
-        for text in texts:
-            if clean_text(text):
-                yield make(text_input=place, region=region.box, text=text, references=texts)
+        for text in filter(clean_text, texts):
+            place = coordinates_text(region.box, record.size)
+            yield make(text_input=place, region=region.box, text=text, references=texts)
 
 
 def _reading(record: Record, task: Task, make: Make) -> Iterator[Example]:

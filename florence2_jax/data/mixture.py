@@ -242,9 +242,8 @@ def draw_examples(
     open_weights = dict(weights)
     drawn: list[Example] = []
     while len(drawn) < number and open_weights:
-        tokens = list(open_weights)
-        shares = np.array(list(open_weights.values()))
-        token = tokens[int(np.searchsorted(np.cumsum(shares), rng.random() * shares.sum()))]
+        ends = list(itertools.accumulate(open_weights.values()))
+        token = list(open_weights)[bisect.bisect_left(ends, rng.random() * ends[-1])]
         if token not in left:
             left[token] = list(examples_of(record, TASKS[token]))
         if not left[token]:

@@ -123,7 +123,7 @@ def to_rgb(image: Image.Image, *, upright: bool = False) -> Image.Image:
                 image = image.convert("RGBA")
                 white = Image.new("RGBA", image.size, "white")
                 image = Image.alpha_composite(white, image)
-            return image.convert("RGB")
+            return image if image.mode == "RGB" else image.convert("RGB")  # No copy.
     except ImageError:
         raise
     except Exception as error:  # As in `open_image`.

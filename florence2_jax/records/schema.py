@@ -38,14 +38,18 @@ _UNWRITABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
 def _check_text(text: str, what: str) -> None:
-    if bad := _UNWRITABLE.search(text):
+    if not text.isprintable() and (bad := _UNWRITABLE.search(text)):
         raise RecordError(f"{what} {text!r} holds the control character {bad.group()!r}")
 
 
 def _check_box(box: Box, what: str) -> None:
-    _require(len(box) == 4, f"{what} must have 4 numbers, got {len(box)}")
-    _require(all(map(math.isfinite, box)), f"{what} {box} is not finite")
-    _require(box[0] < box[2] and box[1] < box[3], f"{what} {box} is empty or turned inside out")
+    # No `_require` where every box and label comes by: messages cost more than all else here.
+    if len(box) != 4:
+        raise RecordError(f"{what} must have 4 numbers, got {len(box)}")
+    if not all(map(math.isfinite, box)):
+        raise RecordError(f"{what} {box} is not finite")
+    if not (box[0] < box[2] and box[1] < box[3]):
+        raise RecordError(f"{what} {box} is empty or turned inside out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,7 +102,8 @@ class Label:
 
     def __post_init__(self):
         _check_text(self.text, "label")
-        _require(self.kind in LABEL_KINDS, f"label kind {self.kind!r} is not one of {LABEL_KINDS}")
+        if self.kind not in LABEL_KINDS:
+            raise RecordError(f"label kind {self.kind!r} is not one of {LABEL_KINDS}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,11 +123,10 @@ class Region:
             _require(len(self.quad) == 8, f"quad must have 8 numbers, got {len(self.quad)}")
             _require(all(map(math.isfinite, self.quad)), f"quad {self.quad} is not finite")
         for polygon in self.polygons:
-            size = len(polygon)
-            _require(
-                size >= 6 and size % 2 == 0, f"polygon must have >= 3 points, got {size} numbers"
-            )
-            _require(all(map(math.isfinite, polygon)), f"polygon {polygon[:8]}... is not finite")
+            if len(polygon) < 6 or len(polygon) % 2:
+                raise RecordError(f"polygon must have >= 3 points, got {len(polygon)} numbers")
+            if not all(map(math.isfinite, polygon)):
+                raise RecordError(f"polygon {polygon[:8]}... is not finite")
 
     def label(self, kind: LabelKind) -> str | None:
         """The first label of a kind, None where there is none."""
@@ -210,11 +214,12 @@ class Record:
         _require(source is None or min(source) > 0, f"record {self.id}: source size {source}")
         boxes = [region.box for region in self.regions]
         boxes += [box for g in self.groundings for span in g.spans for box in span.boxes]
+        width, height = self.size
         for box in boxes:
-            _require(
-                box[0] >= 0 and box[1] >= 0 and box[2] <= self.width and box[3] <= self.height,
-                f"record {self.id}: box {box} leaves its {self.width} x {self.height} image",
-            )
+            if not (box[0] >= 0 and box[1] >= 0 and box[2] <= width and box[3] <= height):
+                raise RecordError(
+                    f"record {self.id}: box {box} leaves its {width} x {height} image"
+                )
 
     @property
     def size(self) -> tuple[int, int]:

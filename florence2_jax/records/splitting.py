@@ -37,17 +37,22 @@ def plan_split(
         UserError: if the store or list cannot be read, the list names records that are not there,
             or the shares do not add up to 1.
     """
-    listed = read_list(by) if isinstance(by, Path) else None
-    if listed is None:
+    listed: dict[str, str] = {}
+    shares: Mapping[str, float] = {}
+    if isinstance(by, Path):
+        listed = read_list(by)
+        how: dict[str, Any] = {"sha256": hashlib.sha256(by.read_bytes()).hexdigest()}
+    else:
         _check_shares(by)
+        shares = how = dict(by)
     ledger, units = Ledger(), {}
     stores = {split: RecordStore(directory, split) for split in splits_of(directory)}
     total, done, met = sum(map(len, stores.values())), 0, 0
     for old, store in stores.items():
         for index in range(len(store)):
             record = store[index]
-            if listed is None:
-                split = split_by_hash(record.split_key or record.id, by)
+            if shares:
+                split = split_by_hash(record.split_key or record.id, shares)
             elif record.id in listed:
                 split, met = listed[record.id], met + 1
             else:
@@ -58,13 +63,12 @@ def plan_split(
             done += 1
             if on_progress and done % 256 == 0:
                 on_progress(done, total)
-    if listed is not None and met < len(listed):
+    if met < len(listed):
         raise UserError(
             f"{by}: {len(listed) - met} of its {len(listed)} records are not in {directory}; "
             "is it the list of another store?"
         )
-    how = {"sha256": hashlib.sha256(by.read_bytes()).hexdigest()} if isinstance(by, Path) else by
-    job = {"format": "split", "store": str(directory), "by": dict(how)}
+    job = {"format": "split", "store": str(directory), "by": how}
     make = functools.partial(_copy, directory=directory)
     return Plan(units=units, make=make, job=job, ledger=ledger)
 

@@ -10,9 +10,10 @@ Unlabelled boxes are written first: after a label they would read as one more bo
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -114,9 +115,11 @@ def write_regions(
         regions = _arrange(regions, order, rng)
     if task.grammar in ("boxes", "named_boxes", "phrases"):
         regions.sort(key=lambda region: bool(clean_text(region.label)))  # Stable: unlabelled first.
-    ranks = _ranks(regions, drop, rng)
-    regions, num_dropped = _fit(task, regions, ranks, size, budget)
-    return Target(_join(task, regions, size), num_dropped)
+    if drop not in get_args(Drop):
+        raise ValueError(f"drop {drop!r} is not one of {', '.join(get_args(Drop))}")
+    if drop == "random" and rng is None:
+        raise ValueError("to drop regions at random needs an rng")
+    return _fit(task, regions, size, budget, rank=functools.partial(_ranks, regions, drop, rng))
 
 
 def _join(task: Task, regions: Sequence[AnyRegion], size: Size) -> str:
@@ -151,36 +154,42 @@ def _ranks(regions: list[AnyRegion], drop: Drop, rng: np.random.Generator | None
         return sorted(range(len(regions)), key=lambda i: region_area(regions[i]))
     if drop == "last":
         return list(range(len(regions)))[::-1]
-    if drop != "random":
-        raise ValueError(f"drop {drop!r} is not one of smallest, random, last")
-    if rng is None:
-        raise ValueError("to drop regions at random needs an rng")
+    assert rng is not None
     return rng.permutation(len(regions)).tolist()
 
 
 def _fit(
-    task: Task, regions: list[AnyRegion], ranks: list[int], size: Size, budget: Budget
-) -> tuple[list[AnyRegion], int]:
-    def fits(some: Sequence[AnyRegion]) -> bool:
-        return budget.fits(_join(task, some, size))
-
-    if fits(regions):
-        return regions, 0
+    task: Task,
+    regions: list[AnyRegion],
+    size: Size,
+    budget: Budget,
+    *,
+    rank: Callable[[], list[int]],
+) -> Target:
+    """The target of as many regions as fit; `rank`, asked only if some do not, says which go."""
+    text = _join(task, regions, size)
+    if budget.fits(text):
+        return Target(text)
     for tolerance_px in _SIMPLIFICATIONS_PX if task.grammar == "masks" else ():
         regions = [_simplify(r, tolerance_px * max(size) / 1000) for r in regions]
-        if fits(regions):
-            return regions, 0
+        text = _join(task, regions, size)
+        if budget.fits(text):
+            return Target(text)
+    ranks = rank()
+
+    def without(number: int) -> str:
+        dropped = set(ranks[:number])
+        return _join(task, [r for i, r in enumerate(regions) if i not in dropped], size)
+
     # The cost falls with every region left out: bisect for the first number that fits.
     low, high = 1, len(regions)
     while low < high:
         middle = (low + high) // 2
-        dropped = set(ranks[:middle])
-        if fits([r for i, r in enumerate(regions) if i not in dropped]):
+        if budget.fits(without(middle)):
             high = middle
         else:
             low = middle + 1
-    dropped = set(ranks[:high])
-    return [r for i, r in enumerate(regions) if i not in dropped], high
+    return Target(without(high), num_dropped=high)
 
 
 def _simplify(region: AnyRegion, tolerance_px: float) -> AnyRegion:

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -46,6 +47,8 @@ __all__ = [
 
 _MODEL_FILE = "tokenizer.model"
 _ADDED_FILE = "added_tokens.json"
+_MAX_KNOWN = 4096  # Texts whose ids are kept; a few MB.
+_SPLIT_PATTERN = re.compile(f"({SPECIAL_PATTERN.pattern})")
 
 
 class Tokenizer:
@@ -60,6 +63,7 @@ class Tokenizer:
         self._base = base
         self._specials = special_ids(len(base.pieces))
         self._tokens = [*base.pieces, *ADDED_TOKENS, IMAGE_TOKEN]
+        self._known: dict[str, list[int]] = {}  # Texts encoded lately.
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
@@ -192,7 +196,22 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without `<s>` and `</s>` unless it spells them."""
-        return self._base.encode(text)
+        first, *rest = _SPLIT_PATTERN.split(text)
+        ids = list(self._encode_plain(first))
+        for special, between in zip(rest[::2], rest[1::2], strict=True):
+            ids.append(self._specials[special])
+            if between:  # Most locations follow another one.
+                ids += self._encode_plain(between)
+        return ids
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Ids of a text without special tokens; not to be changed, for labels come back often."""
+        ids = self._known.get(text)
+        if ids is None:
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
+            ids = self._known[text] = self._base.encode(text)
+        return ids
 
     def decode(self, ids: Sequence[int], *, keep_control: bool = False) -> str:
         """The text of ids; `<s>`, `</s>`, `<pad>` and `<unk>` are left out unless kept.
@@ -217,7 +236,9 @@ class _Base(Protocol):
     @property
     def decoder(self) -> tokenizers.decoders.Decoder: ...
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text without special tokens."""
+        ...
 
     def to_fast(self) -> tokenizers.Tokenizer: ...
 
@@ -277,13 +298,7 @@ class _SentencePiece:
         return _SENTENCEPIECE_DECODER
 
     def encode(self, text: str) -> list[int]:
-        ids, start = [], 0
-        for match in SPECIAL_PATTERN.finditer(text):
-            if match.start() > start:  # Most locations follow another one.
-                ids += self._base.encode(text[start : match.start()])
-            ids.append(self._specials[match.group()])
-            start = match.end()
-        return ids + self._base.encode(text[start:])
+        return self._base.encode(text)
 
     def to_fast(self) -> tokenizers.Tokenizer:
         """Merges are not in the model, but follow from it.

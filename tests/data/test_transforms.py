@@ -5,9 +5,11 @@ import io
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from florence2_jax.data.transforms import decode, resize
+from florence2_jax.data.transforms import decode, decode_scaled, resize
 from florence2_jax.records.checks import ImageError
 
 ORIENTATION = 0x0112
@@ -109,6 +111,55 @@ def test_damage_is_told():
     data = encoded(Image.effect_noise((64, 64), 50), "JPEG")
     with pytest.raises(ImageError, match="truncated or damaged"):
         decode(data[: len(data) // 2])
+    with pytest.raises(ImageError, match="truncated or damaged"):
+        decode_scaled(data[: len(data) // 2], (8, 8))
+    with pytest.raises(ImageError, match="no image"):
+        decode_scaled(b"GIF89a", (8, 8))
+
+
+SIDES = st.integers(1, 300)
+
+
+@given(SIDES, SIDES, st.tuples(st.integers(1, 90), st.integers(1, 90)))
+def test_scaled_decoding_never_falls_below_what_is_asked(width, height, at_least):
+    data = encoded(Image.new("RGB", (width, height), "teal"), "JPEG")
+    size = decode_scaled(data, at_least).size
+    multiple = min(width // at_least[0], height // at_least[1])
+    scale = max(s for s in (1, 2, 4, 8) if s <= max(multiple, 1))
+    assert size == (-(-width // scale), -(-height // scale))  # Rounded up.
+    assert size == (width, height) or (size[0] >= at_least[0] and size[1] >= at_least[1])
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGB"])
+def test_scaled_decoding_keeps_colours_and_makes_rgb(mode):
+    data = encoded(Image.new("RGB", (64, 48), (200, 200, 200)).convert(mode), "JPEG")
+    image = decode_scaled(data, (16, 12))
+    assert (image.mode, image.size) == ("RGB", (16, 12))
+    assert np.abs(np.asarray(image).astype(int) - 200).max() <= 2  # Of the JPEG itself.
+
+
+@pytest.mark.parametrize(("kind", "size"), [("PNG", (64, 64)), ("JPEG", (31, 64))])
+def test_scaled_decoding_leaves_others_and_small_ones_exact(kind, size):
+    data = encoded(Image.effect_noise(size, 50), kind)
+    np.testing.assert_array_equal(decode_scaled(data, (16, 16)), decode(data))
+
+
+def test_scaled_decoding_is_as_near_as_documented(shared_data):
+    paths = sorted(shared_data.glob("coco_mini_train2017/train2017/*.jpg"))[:8]
+    differences = []
+    for path in paths:
+        exact, scaled = (
+            resize(image, (192, 192)).astype(int)
+            for image in (
+                decode(path.read_bytes()),
+                decode_scaled(path.read_bytes(), (192, 192)),
+            )
+        )
+        differences.append(np.abs(exact - scaled))
+    changed = [d for d in differences if d.any()]
+    assert len(changed) >= 4
+    assert max(d.max() for d in changed) <= 102
+    assert np.mean([d.mean() for d in changed]) < 2.5  # 1.75 over 30 photos.
 
 
 def test_photos_in_unusual_modes(shared_data):

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from florence2_jax.text.locations import NUM_BINS, coordinates_text, dequantize, quantize
+from florence2_jax.text.locations import (
+    NUM_BINS,
+    coordinates_text,
+    dequantize,
+    location_text,
+    quantize,
+)
 
 SIDES = st.integers(1, 20_000)
 
@@ -34,10 +40,30 @@ def test_the_far_border_never_makes_loc_1000():
     assert coordinates_text((-5, -5, 900, 900), (640, 480)) == "<loc_0><loc_0><loc_999><loc_999>"
 
 
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+NEAR = st.floats(-50, 20_050) | st.integers(-5, 20_005)
+
+
+@given(SIDES, SIDES, st.lists(st.tuples(NEAR | NUMBERS, NEAR | NUMBERS), max_size=9))
+def test_text_has_the_bins_of_quantize(width, height, points):
+    with np.errstate(over="ignore"):  # The largest floats over a small bin are infinite, as meant.
+        bins = quantize(np.array(points, np.float64).reshape(-1, 2), (width, height))
+    numbers = [v for point in points for v in point]
+    assert coordinates_text(numbers, (width, height)) == location_text(bins.ravel().tolist())
+
+
 @pytest.mark.parametrize("size", [(0, 10), (10, -1)])
 def test_an_image_without_sides_is_refused(size):
     with pytest.raises(ValueError, match="sides must be positive"):
         quantize(np.zeros((1, 2)), size)
+    with pytest.raises(ValueError, match="sides must be positive"):
+        coordinates_text((0, 0), size)
+
+
+@pytest.mark.parametrize("numbers", [(1.0,), (1.0, float("nan")), (float("inf"), 2.0)])
+def test_text_needs_finite_pairs(numbers):
+    with pytest.raises(ValueError, match="finite, in pairs"):
+        coordinates_text(numbers, (10, 10))
 
 
 def test_coordinates_must_be_finite():

@@ -70,6 +70,16 @@ def test_a_vocabulary_without_a_blank_restores_blanks():
     assert tokenizer.decode(tokenizer.encode("ab  c ")) == "ab  c "
 
 
+def test_texts_met_again_have_the_same_ids(tokenizer, monkeypatch):
+    monkeypatch.setattr("florence2_jax.text.tokenizer._MAX_KNOWN", 3)
+    fast = tokenizer.to_fast()
+    texts = [f"{word}<loc_{k}>{word} <sep>" for k in range(2) for word in ("star", "a car", "tree")]
+    for text in texts * 3:
+        ids = tokenizer.encode(text)
+        assert ids == fast.encode(text, add_special_tokens=False).ids
+        ids.clear()  # The caller's own.
+
+
 def test_locations_and_newlines_survive(tokenizer):
     text = "café\n 日本 <b<loc_0><loc_999>  two  blanks<poly><sep></poly>"
     assert tokenizer.decode(tokenizer.encode(text)) == text
