@@ -29,6 +29,8 @@ def is_whole(data: bytes, format_: str) -> bool:
 
 _DHT, _DQT, _EOI, _SOS = 0xC4, 0xDB, 0xD9, 0xDA
 _FRAMES = (0xC0, 0xC1, 0xC2)  # Baseline, extended, progressive: what every decoder reads.
+_OTHERS = {0xDD, 0xFE, *range(0xE0, 0xF0)}  # Restarts, comments, applications: read over.
+_SIDES = {0x11, 0x12, 0x14, 0x21, 0x22, 0x24, 0x41, 0x42, 0x44}  # 3 has no decoder.
 _NEXT_MARK = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # Among pixels 0x00 or a restart follow 0xFF.
 
 
@@ -46,7 +48,7 @@ def _is_whole_jpeg(data: bytes) -> bool:
         if marker == _EOI:
             return tables.num_scans > 0
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4])
-        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8 or end < at + 4 or end > len(data):
+        if end < at + 4 or end > len(data):
             return False
         if not tables.add(marker, data[at + 4 : end]):
             return False
@@ -76,7 +78,7 @@ class _Tables:
             return self._add_codes(body)
         if marker in _FRAMES:
             return self._add_frame(marker, body)
-        return self._add_scan(body) if marker == _SOS else True
+        return self._add_scan(body) if marker == _SOS else marker in _OTHERS
 
     def _add_quantisers(self, body: bytes) -> bool:
         at = 0
@@ -95,7 +97,7 @@ class _Tables:
             if kind & 0xEC or not _is_prefix_code(lengths):
                 return False
             values = body[at + 17 : at + 17 + sum(lengths)]
-            if not kind and max(values, default=0) > 15:  # Bits of a difference.
+            if kind < 0x10 and max(values, default=0) > 15:  # Bits of a difference.
                 return False
             self.codes.add(kind)
             at += 17 + sum(lengths)
@@ -108,7 +110,7 @@ class _Tables:
         self.components = {row[0]: row[-1] for row in rows}
         self.is_progressive = marker == 0xC2
         fits = len(body) == 6 + 3 * body[5] and len(self.components) == body[5]
-        return fits and all(1 <= row[1] >> 4 <= 4 and 1 <= row[1] & 15 <= 4 for row in rows)
+        return fits and all(row[1] in _SIDES for row in rows)
 
     def _add_scan(self, body: bytes) -> bool:
         num = body[0] if body else 0
@@ -122,6 +124,7 @@ class _Tables:
         else:
             fits = (start, end, bits) == (0, 63, 0)
         self.num_scans += 1
+        fits = fits and len(set(body[1 : 1 + 2 * num : 2])) == num
         for id_, selected in zip(body[1 : 1 + 2 * num : 2], body[2 : 2 + 2 * num : 2], strict=True):
             wanted = set()
             if start == 0 and high == 0:
@@ -143,7 +146,7 @@ def _is_prefix_code(lengths: bytes) -> bool:
 
 
 def _is_whole_png(data: bytes) -> bool:
-    view, at, has_pixels = memoryview(data), 8, False
+    view, at, num_bytes = memoryview(data), 8, 0  # Of compressed pixels.
     for _ in range(_MAX_PARTS):
         end = at + 12 + int.from_bytes(view[at : at + 4])
         if at + 12 > len(data) or end > len(data):
@@ -152,8 +155,11 @@ def _is_whole_png(data: bytes) -> bool:
             return False
         kind = data[at + 4 : at + 8]
         if kind == b"IEND":
-            return has_pixels
-        has_pixels |= kind == b"IDAT"
+            # Deflate packs at most 1032 to 1; a pixel has at least a bit.
+            num_pixels = int.from_bytes(view[16:20]) * int.from_bytes(view[20:24])
+            return num_bytes * 1032 * 8 >= num_pixels * view[24]
+        if kind == b"IDAT":
+            num_bytes += end - at - 12
         at = end
     return False
 

@@ -70,9 +70,12 @@ def remove_journal(directory: Path) -> None:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all."""
+    """Writes JSON so that the file is there whole or not at all.
+
+    Bytes of names that are no UTF-8 come as lone surrogates, and are written as JSON escapes.
+    """
     temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_text(text, "utf-8")
+    temporary.write_text(text, "utf-8", "backslashreplace")
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)

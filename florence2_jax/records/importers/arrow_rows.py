@@ -101,6 +101,8 @@ def measure(path: Path) -> tuple[Any, tuple[int, ...], bool]:
             except (arrow.ArrowException, OSError):
                 return stream.schema, tuple(sizes), True
             return stream.schema, tuple(sizes), False
+    except UnicodeError as error:
+        raise RowError("its name is no UTF-8, which Arrow asks for") from error
     except (arrow.ArrowException, OSError) as error:
         raise RowError(str(error).partition("\n")[0]) from error
 

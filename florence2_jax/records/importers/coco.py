@@ -29,7 +29,13 @@ import numpy as np
 from jaxtyping import Int
 from numpy.typing import NDArray
 
-from florence2_jax.records.checks import ImageError, is_safe_name, open_image, to_rgb
+from florence2_jax.records.checks import (
+    ImageError,
+    is_safe_name,
+    open_image,
+    read_regular,
+    to_rgb,
+)
 from florence2_jax.records.importers import annotated
 from florence2_jax.records.importers.annotated import (
     AnnotatedImage,
@@ -274,7 +280,8 @@ def _outlines(unit: CocoImage, path: Path, ledger: Ledger) -> list[Outline]:
     try:
         patches = _patches(_colours(path, unit.stated_size), {i for i in unit.segment_ids if i})
     except (ImageError, OSError) as error:
-        why = str(error) if isinstance(error, ImageError) else "its file is missing"
+        unread = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
+        why = str(error) if isinstance(error, ImageError) else f"its file {unread}"
         ledger.set_aside("segment map", f"{why}: boxes only", where=unit.id, value=path.name)
         return [None] * len(unit.regions)
     ledger.keep("segment map")
@@ -290,7 +297,7 @@ def _colours(path: Path, stated: tuple[Any, Any] | None) -> Int[NDArray, "Y X"]:
         ImageError: if the file is no PNG of colours, or of another size than its image.
         OSError: if it cannot be read.
     """
-    image = open_image(path.read_bytes())
+    image = open_image(read_regular(path))
     if image.format != "PNG" or image.mode != "RGB":
         raise ImageError("no PNG of RGB colours")
     if image.size != stated:

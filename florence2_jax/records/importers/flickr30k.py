@@ -29,6 +29,7 @@ from florence2_jax.records.importers.annotated import AnnotatedImage, RawGroundi
 from florence2_jax.records.importers.image_files import find_images
 from florence2_jax.records.importers.json_files import read_file
 from florence2_jax.records.importers.layout import note_unmentioned
+from florence2_jax.records.importers.places import first_bytes
 from florence2_jax.records.ledger import Ledger
 from florence2_jax.records.schema import Record
 from florence2_jax.records.writing import Plan
@@ -82,8 +83,7 @@ def detect(source: Path) -> bool:
         first = next(iter(sorted((source / "Sentences").glob("*.txt"))), None)
         if first is None:
             return False
-        with first.open("rb") as file:
-            return _MARK.encode() in file.read(2**16)
+        return _MARK.encode() in first_bytes(first, 2**16)
     except OSError:
         return False
 

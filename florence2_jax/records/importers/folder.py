@@ -77,7 +77,8 @@ def _files(folder: Path | str, ledger: Ledger) -> Iterator["os.DirEntry[str]"]:
                 for entry in entries:
                     if entry.is_dir(follow_symlinks=False):
                         waiting.append(entry.path)
-                    elif entry.is_symlink() and entry.is_dir():
+                    elif entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112
+                        # Unlike DirEntry.is_dir, says no to a link that leads to itself.
                         ledger.note("folder", "links to folders, not followed")
                     else:
                         yield entry

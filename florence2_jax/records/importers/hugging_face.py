@@ -21,8 +21,9 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from florence2_jax.records.importers.arrow_rows import (
 )
 from florence2_jax.records.importers.folder import readable
 from florence2_jax.records.importers.json_files import as_text, field, parse_json, read_json
+from florence2_jax.records.importers.places import size_of
 from florence2_jax.records.ledger import Ledger
 from florence2_jax.records.schema import Record
 from florence2_jax.records.writing import Plan
@@ -96,28 +98,28 @@ def plan(source: Path, *, caption: str | None = None) -> Plan:
     ledger, digest = Ledger(), hashlib.sha256()
     root = source if source.is_dir() else source.parent
     files: dict[str, list[RowFile]] = {}
-    columns: Columns | None = None
+    columns: dict[Path, Columns] = {}
     unread: dict[str, None] = {}
     for split, path in _files(source):
         name = readable(path.relative_to(root).as_posix())
-        digest.update(f"{name} {path.stat().st_size if path.exists() else -1}\n".encode())
+        digest.update(f"{name} {size_of(path)}\n".encode())
         measured = _measure(path, name, ledger)
         if measured is None:
             continue
         schema, sizes = measured
         found = _columns(schema, path.parent, caption)
-        if found is None or (columns is not None and found != columns):
+        if found is None:
             ledger.read("file")
-            why = "no column of images" if found is None else "other columns than the files before"
-            ledger.set_aside("file", why, where=name, value=", ".join(schema.names)[:200])
+            value = readable(", ".join(schema.names)[:200])
+            ledger.set_aside("file", "no column of images", where=name, value=value)
             continue
-        columns = found
+        columns[path] = found
         unread |= dict.fromkeys(n for n in schema.names if n not in found.names())
         files.setdefault(split, []).append(RowFile(path, name.rpartition(".")[0], sizes))
-    if columns is None:
+    if not columns:
         why = f": {ledger.entries[0]['why']}" if ledger.entries else ""
         raise UserError(f"{source}: no *.parquet or *.arrow file with a column of images{why}")
-    if caption is not None and columns.caption != caption:
+    if caption is not None and all(found.caption != caption for found in columns.values()):
         raise UserError(f"{source}: no column {caption!r}; option caption names one that is there")
     for column in unread:
         ledger.note("column", f"{readable(column)[:60]} not read")
@@ -127,31 +129,33 @@ def plan(source: Path, *, caption: str | None = None) -> Plan:
     return Plan(units=units, make=make, job=job, ledger=ledger)
 
 
-def make_row(row: Row, ledger: Ledger, *, columns: Columns, root: Path) -> Record | None:
-    """The record of one row."""
-    id_ = f"{row.name}/{row.number}"
+def make_row(
+    row: Row, ledger: Ledger, *, columns: Mapping[Path, Columns], root: Path
+) -> Record | None:
+    """The record of one row; `columns` are those of each file."""
+    id_, known = f"{row.name}/{row.number}", columns[row.path]
     try:
-        values = read_row(row, columns.names())
+        values = read_row(row, known.names())
     except RowError as error:
         ledger.read("image")
         ledger.set_aside("image", "its row cannot be read", where=id_, value=str(error)[:200])
         return None
-    image, image_name = _image(values.get(columns.image), root)
+    image, image_name = _image(values.get(known.image), root)
     origin = next((text for key in _ORIGINS if (text := as_text(values.get(key)))), image_name)
     unit = AnnotatedImage(id=id_, image=image, origin=origin)
     size = values.get("width"), values.get("height")
     if None not in size:
         unit.stated_size = size
-    if columns.caption is not None:
-        unit.texts.extend((text, "brief") for text in _texts(values.get(columns.caption)))
+    if known.caption is not None:
+        unit.texts.extend((text, "brief") for text in _texts(values.get(known.caption)))
     for i, (box, class_) in enumerate(_objects(values.get("objects"))):
-        label = _class_name(class_, columns.classes)
+        label = _class_name(class_, known.classes)
         unit.regions.append(
             RawRegion(place=f"object {i}", box=corners(box), labels=((label, "category"),))
         )
     question = values.get("question")
-    if question is not None and columns.answers is not None:
-        unit.questions.append((question, _texts(values.get(columns.answers))))
+    if question is not None and known.answers is not None:
+        unit.questions.append((question, _texts(values.get(known.answers))))
     return make_record(unit, ledger)
 
 
@@ -180,8 +184,8 @@ def _arrow_files(folder: Path) -> list[Path]:
     if (folder / "state.json").is_file():
         listed = field(read_json(folder / "state.json", 2**26), "_data_files")
     names = [field(entry, "filename") for entry in listed] if isinstance(listed, list) else []
-    safe = [folder / name for name in names if is_safe_name(name)]
-    return safe or sorted(folder.glob("*.arrow"))
+    safe = dict.fromkeys(folder / name for name in names if is_safe_name(name))
+    return list(safe) or sorted(folder.glob("*.arrow"))
 
 
 def _split_of(path: Path) -> str:
@@ -201,7 +205,8 @@ def _split(name: str) -> str:
 
 
 def _measure(path: Path, name: str, ledger: Ledger) -> tuple[Any, tuple[int, ...]] | None:
-    if not path.is_file():  # A pipe would be waited for.
+    # A pipe would be waited for. Unlike Path.is_file, says no to a name that is too long.
+    if not os.path.isfile(path):  # noqa: PTH113
         ledger.read("file")
         ledger.set_aside("file", "is missing, or no regular file", where=name)
         return None

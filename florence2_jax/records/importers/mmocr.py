@@ -75,6 +75,7 @@ def detect(source: Path) -> bool:
 
 def _is_list(path: Path) -> bool:
     head = first_bytes(path) if path.suffix == ".json" else b""
+    head = head.replace(b"\0", b"")  # Of UTF-16 and 32.
     return b'"data_list"' in head or (b'"metainfo"' in head and b'"dataset_type"' in head)
 
 

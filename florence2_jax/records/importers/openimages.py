@@ -29,7 +29,14 @@ import numpy as np
 
 from florence2_jax.records.importers import annotated
 from florence2_jax.records.importers.annotated import AnnotatedImage, RawRegion
-from florence2_jax.records.importers.json_files import Digest, as_text, field, is_set, read_json
+from florence2_jax.records.importers.json_files import (
+    Digest,
+    as_text,
+    field,
+    is_set,
+    read_file,
+    read_json,
+)
 from florence2_jax.records.importers.layout import ImageFolders, named_files, note_unmentioned
 from florence2_jax.records.ledger import Ledger
 from florence2_jax.records.schema import Provenance, Record
@@ -40,6 +47,8 @@ MIN_OVERLAP = 0.9
 """Intersection over union above which two boxes are one place."""
 
 MAX_LINE_BYTES = 2**16
+MAX_NAMES_BYTES = 2**26
+"""Of a file of names of classes; the longest there is has 1 MB."""
 
 _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 _BOXES = re.compile(r"(?:oidv\d-)?(train|validation|test)-annotations-bbox\.csv")
@@ -183,7 +192,7 @@ def _class_names(source: Path, digest: Digest) -> dict[str, str]:
         )
     names = {}
     for path, _ in files:
-        for line in _lines(path):
+        for line in read_file(path, MAX_NAMES_BYTES).splitlines():
             digest.update(line)
             try:
                 row = next(csv.reader([line.decode("utf-8-sig", "replace").rstrip("\r\n")]), [])

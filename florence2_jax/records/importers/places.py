@@ -63,12 +63,18 @@ def listing_digest(paths: Iterable[Path], root: Path) -> str:
     """A digest of the names and sizes of files."""
     digest = hashlib.sha256()
     for path in paths:
-        try:
-            size = path.stat().st_size
-        except OSError:
-            size = -1  # A link to nothing.
-        digest.update(f"{path.relative_to(root)} {size}\n".encode("utf-8", "surrogateescape"))
+        digest.update(
+            f"{path.relative_to(root)} {size_of(path)}\n".encode("utf-8", "surrogateescape")
+        )
     return digest.hexdigest()
+
+
+def size_of(path: Path) -> int:
+    """The bytes of a file; -1 of a link to nothing."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def named_image(name: object, folder: Path, root: Path) -> Path | None:

@@ -10,6 +10,8 @@ Sources: POSIX.1-2017 pax, "ustar Interchange Format" and "pax Extended Header";
 """
 
 import dataclasses
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +21,7 @@ _MAX_EXTENSION = 2**20  # Bytes of a long name or of a pax header.
 _FILES, _LINKS, _FOLDER, _SPARSE = b"0\0" + b"7", b"12", b"5", b"S"
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_OF_ALL = b"L", b"K", b"x", b"g"
 _ZEROS = bytes(BLOCK)
+_CHUNK = 2**20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,7 +57,7 @@ class _Reader:
         while self.at < self.total:
             start, block = self.at, self._read(self.at, BLOCK)
             if block == _ZEROS:  # The end, unless archives were joined.
-                self.at += BLOCK
+                self._past_zeros()
                 continue
             if not _is_header(block):
                 self._to_next_header()
@@ -69,8 +72,7 @@ class _Reader:
         kind, size = block[156:157], _number(block[124:136])
         data = self.at + BLOCK
         if kind in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_OF_ALL):
-            self.at = data + _padded(size)
-            if kind in (_LONG_NAME, _PAX):
+            if self._past(data, size) and kind in (_LONG_NAME, _PAX):
                 self._extend(kind, data, size)
             return None
         name = _name(block) if self.name is None else self.name
@@ -78,7 +80,7 @@ class _Reader:
         is_sparse = self.is_sparse or kind == _SPARSE
         self.name, self.size, self.is_sparse = None, None, False
         if kind in _LINKS or kind not in _FILES + _SPARSE:
-            self.at = data + (0 if kind in _LINKS else _padded(size))
+            self._past(data, 0 if kind in _LINKS else size)
             if kind == _FOLDER:
                 return None
             what = "a link" if kind in _LINKS else "no regular file"
@@ -87,9 +89,35 @@ class _Reader:
             self.at = data
             self._to_next_header()  # Its map of holes may take any number of blocks.
             return Member(name, data, 0, "a sparse file in an archive, not read")
+        is_whole = self._past(data, size)
+        return Member(name, data, size, "" if is_whole else "the archive is cut off within it")
+
+    def _past(self, data: int, size: int) -> bool:
+        """Moves behind a member's data; to the next header in them if they end behind the archive.
+
+        For it may be the size that is wrong.
+        """
         self.at = data + _padded(size)
-        is_cut = data + size > self.total
-        return Member(name, data, size, "the archive is cut off within it" if is_cut else "")
+        if data + size <= self.total:
+            return True
+        self.at = data
+        self._to_next_header()
+        return False
+
+    def _past_zeros(self) -> None:
+        """Moves to the next block that holds anything; holes of the file are not read."""
+        while self.at < self.total:
+            chunk = self._read(self.at, _CHUNK)
+            num_zeros = len(chunk) - len(chunk.lstrip(b"\0"))
+            if num_zeros < len(chunk):
+                self.at += num_zeros // BLOCK * BLOCK
+                return
+            self.at += len(chunk)
+            try:
+                self.at = max(self.at, self.file.seek(self.at, os.SEEK_DATA) // BLOCK * BLOCK)
+            except (OSError, AttributeError) as error:  # AttributeError: a system without holes.
+                if isinstance(error, OSError) and error.errno == errno.ENXIO:
+                    self.at = self.total  # There is nothing but a hole.
 
     def _extend(self, kind: bytes, data: int, size: int) -> None:
         if size > _MAX_EXTENSION:
@@ -109,6 +137,9 @@ class _Reader:
         self.name, self.size, self.is_sparse = None, None, False
         while self.at < self.total:
             block = self._read(self.at, BLOCK)
+            if block == _ZEROS:
+                self._past_zeros()
+                continue
             # Data may add up by chance; it does not have the magic number as well.
             if block[257:262] == b"ustar" and _is_header(block):
                 return

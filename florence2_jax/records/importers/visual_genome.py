@@ -29,6 +29,7 @@ from florence2_jax.records.importers.coco_rows import stated_size
 from florence2_jax.records.importers.image_files import ImageFiles, find_images
 from florence2_jax.records.importers.json_files import Id, as_id, as_text, field, read_json, shown
 from florence2_jax.records.importers.layout import note_unmentioned
+from florence2_jax.records.importers.places import first_bytes
 from florence2_jax.records.ledger import Ledger
 from florence2_jax.records.writing import Plan
 from florence2_jax.typing import UserError
@@ -70,8 +71,7 @@ def _kind(path: Path) -> str:
 
 
 def _begins_with_list(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+    return first_bytes(path, 64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
 def _annotation_files(source: Path, ledger: Ledger) -> dict[str, Path]:

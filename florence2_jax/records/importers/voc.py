@@ -24,6 +24,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from florence2_jax.records.importers.annotated import AnnotatedImage, RawRegion, make_record
+from florence2_jax.records.importers.json_files import read_file
 from florence2_jax.records.importers.places import (
     AnnotationError,
     entries,
@@ -31,6 +32,7 @@ from florence2_jax.records.importers.places import (
     is_image,
     name_within,
     read_annotation,
+    size_of,
     split_named,
 )
 from florence2_jax.records.ledger import Ledger
@@ -39,6 +41,9 @@ from florence2_jax.records.writing import Plan, split_by_hash
 from florence2_jax.typing import UserError
 
 FRACTIONS = {"train": 0.9, "val": 0.1}
+MAX_LIST_BYTES = 2**28
+"""Of a list of ImageSets/Main, which has some ten bytes per image."""
+
 _FOLDERS = ("Annotations", "JPEGImages")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -82,7 +87,7 @@ def plan(source: Path, *, one_based: bool = False, images: Path | None = None) -
     beside: dict[Path, dict[str, Path]] = {}
     stems: set[tuple[Path, str]] = set()
     for unit, split in _listed(source, images, beside, ledger):
-        digest.update(f"{unit.id} {unit.xml.stat().st_size} {split}\n".encode("utf-8", "replace"))
+        digest.update(f"{unit.id} {size_of(unit.xml)} {split}\n".encode("utf-8", "replace"))
         stems.add((unit.images, unit.xml.stem))
         if split is not None:
             units.setdefault(split, []).append(unit)
@@ -233,7 +238,8 @@ def _splits(root: Path, stems: list[str], ledger: Ledger) -> dict[str, str]:
     known, splits = set(stems), {}
     # Test first: what two lists hold stays out of training.
     for name, path in present.items():
-        for line in path.read_text("utf-8", "surrogateescape").splitlines():
+        data = read_file(path, MAX_LIST_BYTES)
+        for line in data.decode("utf-8", "surrogateescape").splitlines():
             stem = re.split(r"\s", line.strip())[0]
             if not stem:
                 continue

@@ -35,6 +35,7 @@ from florence2_jax.records.importers.annotated import AnnotatedImage, make_recor
 from florence2_jax.records.importers.image_files import ImageFiles, find_images
 from florence2_jax.records.importers.json_files import Id, as_id, as_text, field, read_json, shown
 from florence2_jax.records.importers.layout import note_unmentioned
+from florence2_jax.records.importers.places import first_bytes
 from florence2_jax.records.ledger import Ledger
 from florence2_jax.records.writing import Plan
 from florence2_jax.typing import UserError
@@ -89,8 +90,7 @@ def ranked(answers: Sequence[str], first: str | None = None) -> list[str]:
 
 
 def _begins_with_object(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+    return first_bytes(path, 64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
 
 def _split(*hints: Any) -> str:
