@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from florence2_jax.records.importers import plan_import
+from florence2_jax.records.inspection import check_store
 from florence2_jax.records.schema import Record
 from florence2_jax.records.store import RecordStore, splits_of, write_store
 from florence2_jax.typing import UserError
@@ -43,10 +44,18 @@ def imported(format_name: str, source: Path, store: Path, **options) -> tuple[di
     """The report of an import and its records by id; options as on the command line."""
     texts = {name: str(value) for name, value in options.items()}
     report = write_store(store, plan_import(format_name, source, texts), name=format_name)
+    assert check_store(store)["num_problems"] == 0
     records: dict[str, Record] = {
         record.id: record for split in splits_of(store) for record in RecordStore(store, split)
     }
     return report, records
+
+
+def counts(report: dict, kind: str) -> tuple[int, int, dict]:
+    """Read, kept and set aside of a kind, whose books balance."""
+    tally = report["counts"][kind]
+    assert tally["read"] == tally["kept"] + sum(tally["set_aside"].values())
+    return tally["read"], tally["kept"], tally["set_aside"]
 
 
 def why(store: Path) -> Counter:

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flickr30k Entities: exact spans in the plain sentences, all boxes of what a phrase means."""
 
+import functools
 from pathlib import Path
 
+import import_helpers
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from import_helpers import counts
 from PIL import Image
 
 from florence2_jax.records.importers import detect as detect_format
 from florence2_jax.records.importers import plan_import
 from florence2_jax.records.importers.flickr30k import detect, read_sentence
-from florence2_jax.records.inspection import check_store
-from florence2_jax.records.store import RecordStore, splits_of, write_store
+from florence2_jax.records.store import RecordStore
 from florence2_jax.typing import UserError
 
 LINE = (
@@ -23,18 +25,7 @@ LINE = (
 PLAIN = "Two young guys with shaggy hair look at their hands while hanging out in the yard ."
 
 
-def imported(source: Path, store: Path, **options):
-    """The report of an import and its records by id."""
-    options = {name: str(value) for name, value in options.items()}
-    report = write_store(store, plan_import("flickr30k", source, options), name="flickr")
-    assert check_store(store)["num_problems"] == 0
-    return report, {r.id: r for split in splits_of(store) for r in RecordStore(store, split)}
-
-
-def counts(report, kind: str) -> tuple:
-    tally = report["counts"][kind]
-    assert tally["read"] == tally["kept"] + sum(tally["set_aside"].values())
-    return tally["read"], tally["kept"], tally["set_aside"]
+imported = functools.partial(import_helpers.imported, "flickr30k")
 
 
 def box_of(*numbers: int, corners=(11, 6, 31, 16)) -> str:

@@ -1,33 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions: the real samples come in whole, and of many answers none is lost."""
 
+import functools
 import json
 from pathlib import Path
 
+import import_helpers
 import numpy as np
 import pytest
+from import_helpers import counts
 from PIL import Image
 
 from florence2_jax.records.importers import detect as detect_format
 from florence2_jax.records.importers import plan_import
 from florence2_jax.records.importers.vqa import detect, ranked
-from florence2_jax.records.inspection import check_store
-from florence2_jax.records.store import RecordStore, splits_of, write_store
 from florence2_jax.typing import UserError
 
-
-def imported(source: Path, store: Path, **options):
-    """The report of an import and its records by id."""
-    options = {name: str(value) for name, value in options.items()}
-    report = write_store(store, plan_import("vqa", source, options), name="vqa")
-    assert check_store(store)["num_problems"] == 0
-    return report, {r.id: r for split in splits_of(store) for r in RecordStore(store, split)}
-
-
-def counts(report, kind: str) -> tuple:
-    tally = report["counts"][kind]
-    assert tally["read"] == tally["kept"] + sum(tally["set_aside"].values())
-    return tally["read"], tally["kept"], tally["set_aside"]
+imported = functools.partial(import_helpers.imported, "vqa")
 
 
 def write_json(path: Path, content) -> Path:
