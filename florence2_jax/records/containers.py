@@ -68,6 +68,7 @@ class _Tables:
     codes: set[int] = dataclasses.field(default_factory=set)  # 0x00 to 0x03 for DC, 0x10 for AC.
     components: dict[int, int] = dataclasses.field(default_factory=dict)  # Id -> quantiser.
     is_progressive: bool = False
+    scanned: set[int] = dataclasses.field(default_factory=set)  # Components; if not progressive.
     num_scans: int = 0
 
     def add(self, marker: int, body: bytes) -> bool:
@@ -123,8 +124,11 @@ class _Tables:
             fits = fits and low < 14 and high in (0, low + 1)
         else:
             fits = (start, end, bits) == (0, 63, 0)
+        ids = set(body[1 : 1 + 2 * num : 2])
+        fits = fits and len(ids) == num and not ids & self.scanned
         self.num_scans += 1
-        fits = fits and len(set(body[1 : 1 + 2 * num : 2])) == num
+        if not self.is_progressive:
+            self.scanned |= ids
         for id_, selected in zip(body[1 : 1 + 2 * num : 2], body[2 : 2 + 2 * num : 2], strict=True):
             wanted = set()
             if start == 0 and high == 0:

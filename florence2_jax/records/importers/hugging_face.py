@@ -200,7 +200,7 @@ def _split_of(path: Path) -> str:
 
 
 def _split(name: str) -> str:
-    clean = re.sub(r"\W", "_", name, flags=re.ASCII)
+    clean = re.sub(r"\W", "_", name, flags=re.ASCII)[:60]  # It becomes part of file names.
     return _SPLITS.get(clean) or (clean if clean[:1].isalpha() else f"part_{clean}")
 
 

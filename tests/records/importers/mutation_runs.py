@@ -40,10 +40,16 @@ from .mutating import ALL, NUMBER, Special, Tree, read_tree, touched, write_tree
 from .mutations import mutate
 from .small_datasets import DATASETS
 
-MAX_BYTES = 2 * 2**30
-MAX_CPU_S = 20.0
-MAX_CLOCK_S = 60.0
-"""A case that takes longer twice hangs; once, the machine may have stood still."""
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Of one case. One that takes `clock_s` twice hangs; once, the machine may have stood still."""
+
+    num_bytes: int = 2 * 2**30
+    cpu_s: float = 20.0
+    clock_s: float = 60.0
+
+
 MAX_MESSAGE = 1000
 """Characters of what a refusal may say."""
 
@@ -91,7 +97,7 @@ def run_cases(
     cases: Sequence[Case],
     importing: Importing = import_dataset,
     *,
-    clock_s: float = MAX_CLOCK_S,
+    limits: Limits = Limits(),
 ) -> Iterator[Outcome]:
     """Runs cases one after the other in a child process, in another one after it died."""
     context = multiprocessing.get_context("spawn")
@@ -102,7 +108,7 @@ def run_cases(
         while waiting:
             last_words.write_text("")
             ours, theirs = context.Pipe(duplex=False)
-            args = (theirs, list(waiting), importing, clock_s, last_words)
+            args = (theirs, list(waiting), importing, limits, last_words)
             child = context.Process(target=_work, args=args)
             child.start()
             theirs.close()
@@ -126,21 +132,21 @@ def _work(
     results: Any,
     cases: Sequence[Case],
     importing: Importing,
-    clock_s: float,
+    limits: Limits,
     last_words: Path,
 ) -> None:
     warnings.simplefilter("error")
-    resource.setrlimit(resource.RLIMIT_DATA, (4 * MAX_BYTES, 4 * MAX_BYTES))
+    resource.setrlimit(resource.RLIMIT_DATA, (4 * limits.num_bytes, 4 * limits.num_bytes))
     watch = _Watch()
     sys.addaudithook(watch)
     with last_words.open("w") as words:
         faulthandler.enable(words)
         runs: dict[str, _Run] = {}
         for dataset, damage in cases:
-            faulthandler.dump_traceback_later(clock_s, exit=True, file=words)
+            faulthandler.dump_traceback_later(limits.clock_s, exit=True, file=words)
             if dataset not in runs:
                 place = Path(tempfile.mkdtemp(dir=last_words.parent))
-                runs[dataset] = _Run(dataset, place, watch, importing)
+                runs[dataset] = _Run(dataset, place, watch, importing, limits)
             results.send(runs[dataset].case(damage))
         faulthandler.cancel_dump_traceback_later()
 
@@ -182,8 +188,11 @@ class _Watch:
 class _Run:
     """Cases of one dataset."""
 
-    def __init__(self, dataset: str, place: Path, watch: _Watch, importing: Importing):
-        self.dataset, self.place, self.watch, self.importing = dataset, place, watch, importing
+    def __init__(
+        self, dataset: str, place: Path, watch: _Watch, importing: Importing, limits: Limits
+    ):
+        self.dataset, self.place, self.watch = dataset, place, watch
+        self.importing, self.limits = importing, limits
         self.format, build = DATASETS[dataset]
         good = place / "good" / "source"  # By the same name as the others, which some ids hold.
         build(good)
@@ -246,9 +255,9 @@ class _Run:
         has_links = any(isinstance(c, Special) and c.kind == "link" for c in tree.values())
         if self.watch.read and not has_links:
             return f"read outside of the source: {self.watch.read[:5]}"
-        if outcome.cpu_s > MAX_CPU_S:
+        if outcome.cpu_s > self.limits.cpu_s:
             return f"took {outcome.cpu_s:.1f} s of the processor"
-        if outcome.peak_bytes > MAX_BYTES:
+        if outcome.peak_bytes > self.limits.num_bytes:
             return f"took {outcome.peak_bytes >> 20} MiB"
         return ""
 
