@@ -47,7 +47,8 @@ any_scene = st.tuples(st.integers(0, 2**40), st.sampled_from(sorted(CONFIGS)), s
 
 
 def _annotations(record: Record) -> str:
-    return repr(dataclasses.replace(record, image=b"-"))
+    # A field that scenes leave empty came after the digests below were taken.
+    return repr(dataclasses.replace(record, image=b"-")).replace("source_size=None, ", "")
 
 
 def _sha256(data: bytes) -> str:
