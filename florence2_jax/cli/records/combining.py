@@ -7,13 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2_jax.cli.main import leaf
-from florence2_jax.cli.records.terminal import (
-    Progress,
-    add_workers,
-    print_books,
-    print_table,
-    say,
-)
+from florence2_jax.cli.records.terminal import Progress, add_workers, print_table, say, write
 
 _MERGE_EXAMPLES = """examples:
   florence2-jax records merge runs/coco runs/refcoco runs/merged --key name
@@ -85,29 +79,19 @@ def add_combining(commands: Any) -> None:
 
 def _merge(args: argparse.Namespace) -> dict[str, Any]:
     from florence2_jax.records.merging import plan_merge
-    from florence2_jax.records.store import write_store
 
     with Progress("records read") as progress:
         plan = plan_merge(args.stores, args.key, on_progress=progress)
-    with Progress("records") as progress:
-        report = write_store(
-            args.directory, plan, name="merged", num_workers=args.workers, on_progress=progress
-        )
-    print_books(args.directory, report)
-    return {"directory": str(args.directory)} | report
+    return write(args, plan, "merged")
 
 
 def _split(args: argparse.Namespace) -> dict[str, Any]:
     from florence2_jax.records.splitting import parse_shares, plan_split
-    from florence2_jax.records.store import write_store
 
     by = args.list or parse_shares(args.shares)
     with Progress("records read") as progress:
         plan = plan_split(args.store, by, on_progress=progress)
-    with Progress("records") as progress:
-        report = write_store(args.directory, plan, num_workers=args.workers, on_progress=progress)
-    print_books(args.directory, report)
-    return {"directory": str(args.directory)} | report
+    return write(args, plan, "records")
 
 
 def _overlap(args: argparse.Namespace) -> dict[str, Any]:

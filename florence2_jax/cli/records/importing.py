@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2_jax.cli.main import leaf
-from florence2_jax.cli.records.terminal import Progress, add_workers, positive, print_books, say
+from florence2_jax.cli.records.terminal import add_workers, positive, say, write
 
 _IMPORT_EXAMPLES = """examples:
   florence2-jax records import ~/coco ~/records/coco
@@ -134,7 +134,7 @@ def _import(args: argparse.Namespace) -> dict[str, Any]:
         say(f"{source}: format {format_}")
     plan = plan_import(format_, source, dict(args.options))
     plan = rework(plan, shorter_side_px=args.shorter_side, verify_pixels=args.verify_pixels)
-    return {"format": format_} | _write(args, plan, format_, ray=args.ray)
+    return {"format": format_} | write(args, plan, format_, ray=args.ray)
 
 
 def _scenes(args: argparse.Namespace) -> dict[str, Any]:
@@ -145,22 +145,4 @@ def _scenes(args: argparse.Namespace) -> dict[str, Any]:
     if args.size_px:
         config = dataclasses.replace(config, size_px=args.size_px)
     plan = plan_scenes(args.number, config, seed=args.seed, num_validation=args.validation)
-    return _write(args, plan, "scenes")
-
-
-def _write(
-    args: argparse.Namespace, plan: Any, name: str, ray: str | None = None
-) -> dict[str, Any]:
-    from florence2_jax.records.store import write_store
-
-    with Progress("records") as progress:
-        report = write_store(
-            args.directory,
-            plan,
-            name=name,
-            num_workers=args.workers,
-            ray=ray,
-            on_progress=progress,
-        )
-    print_books(args.directory, report)
-    return {"directory": str(args.directory)} | report
+    return write(args, plan, "scenes")

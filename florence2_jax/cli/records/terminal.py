@@ -31,6 +31,23 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def write(args: argparse.Namespace, plan: Any, name: str, ray: str | None = None) -> dict[str, Any]:
+    """Writes `args.directory` by `args.workers` processes and shows its books; the report."""
+    from florence2_jax.records.store import write_store
+
+    with Progress("records") as progress:
+        report = write_store(
+            args.directory,
+            plan,
+            name=name,
+            num_workers=args.workers,
+            ray=ray,
+            on_progress=progress,
+        )
+    print_books(args.directory, report)
+    return {"directory": str(args.directory)} | report
+
+
 class Progress:
     """A bar with the time left, on the terminal, for work that takes longer than two seconds."""
 

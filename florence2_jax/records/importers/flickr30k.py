@@ -19,7 +19,6 @@ train. Source: Flickr30k Entities (arXiv:1505.04870), github.com/BryanPlummer/fl
 import dataclasses
 import hashlib
 import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,7 +28,8 @@ from florence2_jax.records.importers.annotated import AnnotatedImage, RawGroundi
 from florence2_jax.records.importers.image_files import find_images
 from florence2_jax.records.importers.json_files import read_file
 from florence2_jax.records.importers.layout import note_unmentioned
-from florence2_jax.records.importers.places import first_bytes
+from florence2_jax.records.importers.places import AnnotationError, first_bytes
+from florence2_jax.records.importers.xml_files import read_xml
 from florence2_jax.records.ledger import Ledger
 from florence2_jax.records.schema import Record
 from florence2_jax.records.writing import Plan
@@ -43,17 +43,6 @@ _SPLITS = ("test", "val", "train")  # Most guarded first.
 
 Phrase: TypeAlias = tuple[int, int, str]
 """Characters `[start, end)` of a plain sentence, and the number of the thing they mean."""
-
-
-class _XmlError(ValueError):
-    """An annotation file that is not read, and why."""
-
-
-class _NoDoctype(ElementTree.TreeBuilder):
-    """A tree builder that refuses document types: they define entities, and those may be bombs."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise _XmlError("holds a document type")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +145,7 @@ def make_record(unit: FlickrUnit, ledger: Ledger) -> Record | None:
     try:
         boxes, why = _read_boxes(unit.boxes), ""
         raw.stated_size = boxes.stated_size
-    except _XmlError as error:
+    except AnnotationError as error:
         boxes, why = None, f"annotation file {error}"
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -216,7 +205,7 @@ def _spans(
 
 
 def _read_boxes(path: Path) -> _Boxes:
-    root = _parse(path)
+    root = read_xml(path)
     boxes: dict[str, list[list[Any]]] = {}
     scenes = set()
     for element in root.findall("object"):
@@ -236,19 +225,3 @@ def _from_zero(values: list[str | None]) -> list[Any]:
         return [float(value or "") - 1 for value in values]
     except ValueError:
         return list(values)  # For mending to tell.
-
-
-def _parse(path: Path) -> ElementTree.Element:
-    try:
-        data = read_file(path, MAX_FILE_BYTES)
-    except UserError as error:
-        raise _XmlError("is missing, or cannot be read") from error
-    try:
-        root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_NoDoctype()))
-    except _XmlError:
-        raise
-    except (ElementTree.ParseError, LookupError, ValueError) as error:
-        raise _XmlError("is not XML") from error
-    if root.tag != "annotation":
-        raise _XmlError("has no <annotation>")
-    return root

@@ -20,7 +20,8 @@ from florence2_jax.typing import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 MAX_CAPTION_BYTES = 2**20
-_SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""What folders and files are called -> the split they are."""
 
 
 def detect(source: Path) -> bool:
@@ -40,7 +41,7 @@ def plan(source: Path) -> Plan:
     if not images:
         raise UserError(f"{source}: no image in it; known are {', '.join(SUFFIXES)}")
     names = [Path(entry.path).relative_to(source).as_posix() for entry in images]
-    has_splits = {name.partition("/")[0] for name in names} <= _SPLITS.keys()
+    has_splits = {name.partition("/")[0] for name in names} <= SPLITS.keys()
     units: dict[str, list[AnnotatedImage]] = {}
     used: set[str] = set()
     for entry, name in zip(images, names, strict=True):
@@ -55,7 +56,7 @@ def plan(source: Path) -> Plan:
         if text is not None:
             used.add(text.path)
             unit.texts.append((_caption(text, root), "brief"))
-        split = _SPLITS[name.partition("/")[0]] if has_splits else "train"
+        split = SPLITS[name.partition("/")[0]] if has_splits else "train"
         units.setdefault(split, []).append(unit)
     if other := len(entries) - len(images) - len(used):
         ledger.note("file", "neither images nor captions, not read", other)

@@ -44,7 +44,7 @@ from florence2_jax.records.importers.arrow_rows import (
     measure,
     read_row,
 )
-from florence2_jax.records.importers.folder import readable
+from florence2_jax.records.importers.folder import SPLITS, readable
 from florence2_jax.records.importers.json_files import as_text, field, parse_json, read_json
 from florence2_jax.records.importers.places import size_of
 from florence2_jax.records.ledger import Ledger
@@ -58,7 +58,6 @@ _CLASSES = ("category", "label", "categories", "category_id")
 _ANSWERS = ("answers", "answer", "multiple_choice_answer")
 _ORIGINS = ("url", "image_url", "coco_url", "flickr_url")
 _USED = {"objects", "question", "width", "height", *_ORIGINS}
-_SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -194,14 +193,14 @@ def _split_of(path: Path) -> str:
         return _split(match[1])
     for part in (path.stem, *reversed(path.parts[:-1])):
         word = re.split(r"[^a-z]", part.lower())[0]
-        if word in _SPLITS:
-            return _SPLITS[word]
+        if word in SPLITS:
+            return SPLITS[word]
     return "train"
 
 
 def _split(name: str) -> str:
     clean = re.sub(r"\W", "_", name, flags=re.ASCII)[:60]  # It becomes part of file names.
-    return _SPLITS.get(clean) or (clean if clean[:1].isalpha() else f"part_{clean}")
+    return SPLITS.get(clean) or (clean if clean[:1].isalpha() else f"part_{clean}")
 
 
 def _measure(path: Path, name: str, ledger: Ledger) -> tuple[Any, tuple[int, ...]] | None:

@@ -31,10 +31,10 @@ from florence2_jax.records.importers.places import (
     first_bytes,
     is_image,
     name_within,
-    read_annotation,
     size_of,
     split_named,
 )
+from florence2_jax.records.importers.xml_files import read_xml
 from florence2_jax.records.ledger import Ledger
 from florence2_jax.records.schema import Record
 from florence2_jax.records.writing import Plan, split_by_hash
@@ -46,13 +46,6 @@ MAX_LIST_BYTES = 2**28
 
 _FOLDERS = ("Annotations", "JPEGImages")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-
-
-class _NoDoctype(ElementTree.TreeBuilder):
-    """A tree builder that refuses document types: they define entities, and those may be bombs."""
-
-    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise AnnotationError("holds a document type")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +98,7 @@ def make_image(unit: VocUnit, ledger: Ledger, *, one_based: bool) -> Record | No
     """The record of one annotation file."""
     where = unit.xml.name
     try:
-        root = _parse(unit.xml)
+        root = read_xml(unit.xml)
     except AnnotationError as error:
         ledger.read("image")
         ledger.set_aside("image", f"annotation file {error}", where=where)
@@ -153,19 +146,6 @@ def _shifted(values: list[str | None]) -> list[str | float | None]:
     except ValueError:
         return list(values)  # For mending to tell.
     return [x0 - 1, y0 - 1, x1, y1]
-
-
-def _parse(path: Path) -> ElementTree.Element:
-    data = read_annotation(path)
-    try:
-        root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_NoDoctype()))
-    except (ElementTree.ParseError, LookupError, ValueError) as error:
-        if isinstance(error, AnnotationError):
-            raise
-        raise AnnotationError("is not XML") from error
-    if root.tag != "annotation":
-        raise AnnotationError("has no <annotation>")
-    return root
 
 
 def _listed(

@@ -187,7 +187,7 @@ def test_faults_cost_no_neighbours(tmp_path):
             "annotation file holds a document type": 1,
             "annotation file is not XML": 1,
             "empty, or holds control characters": 1,
-            "annotation file is missing, or cannot be read": 1,
+            "annotation file cannot be read": 1,
             "its image was set aside": 1,
         },
     )
