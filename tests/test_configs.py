@@ -97,6 +97,9 @@ def test_a_wrong_override_is_named(override, message):
         (("loss",), {"location_smoothing_bins": -1.0}, r"loss\.location_smoothing_bins"),
         (("loss",), {"location_weight": 0.0}, r"loss\.location_weight: 0\.0 must be above 0"),
         (("init",), {"locations": "x"}, r"init\.locations"),
+        (("input", "image_sizes"), {"64": 1.0}, r'image_sizes\.64: not .* such as "896x640"'),
+        (("input", "image_sizes"), {"64x65": 1.0}, r"image_sizes\.64x65: model\.image_size: 65"),
+        (("input", "image_sizes"), {"64x64": 0.0}, r"image_sizes\.64x64: weight 0\.0 must be"),
         (("checkpoint", "keep"), 0, r"checkpoint\.keep: 0 must be at least 1"),
     ],
 )

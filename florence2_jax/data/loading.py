@@ -30,7 +30,7 @@ from florence2_jax.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
 from florence2_jax.typing import Size, UserError
 
 Batch: TypeAlias = dict[str, Any]
-"""Arrays by name. To the devices go `image` uint8[B,Y,X,3]; `prompt_ids` int32[B,K,L];
+"""Arrays by name. To the devices go `image` uint8[B,Y,X,3] (of one size in a step); `prompt_ids` int32[B,K,L];
 `target_ids` int32[B,K,T], `<s> ... </s>`, then padding (a prompt that is missing has nothing else);
 `task_ids` int32[B,K], the row of `TASKS`, -1 where missing. Packed targets share the row of their
 image: `target_ids` int32[B,N], and `target_prompts` int32[B,G] says which prompt each of its chunks
@@ -52,6 +52,8 @@ class BatchSpec:
     prompt_length: int
     target_length: int
     image_size: Size
+    image_sizes: Mapping[Size, float] = dataclasses.field(default_factory=dict)
+    """Sizes that the steps take turns in, by their weights; empty: always `image_size`."""
     weights: Mapping[str, float]
     order: Order = "random"
     drop: Drop = "smallest"
@@ -102,7 +104,11 @@ class LoadExamples:
         # What finds no room in a packed row has a spare.
         number = 2 * spec.num_prompts if spec.pack_length else spec.num_prompts
         view, window = random_crop(
-            record, rng, spec.augment, is_useful=lambda view: feeds(view, spec.weights)
+            record,
+            rng,
+            spec.augment,
+            aspect_ratio=spec.image_size[0] / spec.image_size[1] if spec.image_sizes else None,
+            is_useful=lambda view: feeds(view, spec.weights),
         )
         drawn = draw_examples(view, spec.weights, number, rng)
         # What is absent is absent from the whole image, not only from the view.

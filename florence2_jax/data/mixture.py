@@ -135,14 +135,18 @@ class Mixture:
 
 
 class Interleave(grain.transforms.DatasetSelectionMap):
-    """An image's number -> (its stage and part, how many images that part gave before).
+    """An image's number -> (its stage, part and size, how many images that part gave before).
 
-    The first number is `stage * len(parts) + part`. Exact integers throughout: no weight is
-    rounded, and no image comes twice or never, however far the run is. In a stage, a part is always
-    within `len(parts)` images of its share.
+    The first number is `(stage * len(parts) + part) * len(sizes) + size`. Exact integers
+    throughout: no weight is rounded, and no image comes twice or never, however far the run is. In
+    a stage, a part is always within `len(parts)` images of its share.
+
+    `sizes` are the weights of the image sizes that the steps take turns in: all images of a step
+    have one size, and which one follows from the step alone.
     """
 
-    def __init__(self, mixture: Mixture, batch_size: int):
+    def __init__(self, mixture: Mixture, batch_size: int, sizes: Sequence[float] = (1.0,)):
+        self._batch_size, self._sizes = batch_size, _proportions(sizes)
         ends = [stage.end_step * batch_size for stage in mixture.stages]
         self._starts = [0, *ends[:-1]]
         self._proportions = [_proportions(mixture.weights(stage)) for stage in mixture.stages]
@@ -158,7 +162,13 @@ class Interleave(grain.transforms.DatasetSelectionMap):
     def __getitem__(self, index: int) -> tuple[int, int]:
         before, after = self.taken(index), self.taken(index + 1)
         part = next(i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b)
-        return self.stage(index) * len(before) + part, before[part]
+        walk = self.stage(index) * len(before) + part
+        return walk * len(self._sizes) + self.size(index // self._batch_size), before[part]
+
+    def size(self, step: int) -> int:
+        """The number of the image size of a step (from 0)."""
+        before, after = _split(step, self._sizes), _split(step + 1, self._sizes)
+        return next(i for i, (a, b) in enumerate(zip(before, after, strict=True)) if a != b)
 
     def stage(self, image: int) -> int:
         """The stage of an image."""

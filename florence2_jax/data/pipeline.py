@@ -56,23 +56,26 @@ def make_dataset(
         )
     mixture = Mixture.of(source)
     pools = [_pool(part, spec) for part in mixture.parts]
+    sizes = spec.image_sizes or {spec.image_size: 1.0}
     datasets = []
     for stage in mixture.stages:
         for number, part in enumerate(mixture.parts):
             weights = mixture.tasks(stage, part, spec.weights)
-            load = LoadExamples(
-                store=part.store,
-                tokenizer=tokenizer,
-                spec=dataclasses.replace(spec, weights=weights),
-                set_aside=set_aside,
-                part=number,
-                name=part.name,
-                pool=pools[number],
-                excluded=excluded,
-            )
             records = grain.MapDataset.range(len(part.store)).seed(part.seed(seed))
-            datasets.append(records.shuffle().repeat().random_map(load))
-    order = Interleave(mixture, spec.batch_size)
+            records = records.shuffle().repeat()
+            for size in sizes:
+                load = LoadExamples(
+                    store=part.store,
+                    tokenizer=tokenizer,
+                    spec=dataclasses.replace(spec, weights=weights, image_size=size),
+                    set_aside=set_aside,
+                    part=number,
+                    name=part.name,
+                    pool=pools[number],
+                    excluded=excluded,
+                )
+                datasets.append(records.random_map(load))
+    order = Interleave(mixture, spec.batch_size, list(sizes.values()))
     images = grain.MapDataset.select_from_datasets(datasets, order)
     return images.batch(spec.batch_size // process_count)[process_index::process_count]
 

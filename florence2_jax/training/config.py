@@ -3,6 +3,7 @@
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
@@ -17,7 +18,7 @@ from florence2_jax.tasks.targets import Drop, Order
 from florence2_jax.training.loss import LossConfig
 from florence2_jax.training.optimizer import OptimizerConfig
 from florence2_jax.training.state import InitConfig
-from florence2_jax.typing import UserError
+from florence2_jax.typing import Size, UserError
 
 _SCALARS = (bool, int, float, str)
 _LEAST_LENGTH = 8  # A region's four locations between `<s>` and `</s>`, and a word.
@@ -62,6 +63,9 @@ class InputConfig:
     prompt_length: int = 64
     target_length: int = 256
     pack_length: int = 0  # Cells that the targets of an image share; 0: each has target_length.
+    image_sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """`"896x640"`, width and height in pixels -> weight: steps take turns in these sizes, and
+    `augment.crop` cuts to their shape. Empty: always `model.image_size`."""
     order: str = "random"
     drop: str = "smallest"  # Which regions go where a target does not hold them all.
     scaled_decode: bool = False  # Faster for photos twice as large as the model's; see transforms.
@@ -159,6 +163,7 @@ class RunConfig:
             target_length=self.input.target_length,
             pack_length=self.input.pack_length,
             image_size=self.model.image_size,
+            image_sizes=self.image_sizes(),
             weights=parse_weights(self.input.tasks),
             order=self.input.order,  # pyright: ignore[reportArgumentType]
             drop=self.input.drop,  # pyright: ignore[reportArgumentType]
@@ -166,6 +171,26 @@ class RunConfig:
             augment=self.augment,
             negatives=self.negatives,
         )
+
+    def image_sizes(self) -> dict[Size, float]:
+        """The sizes that steps take turns in, by weight; empty if there is only the model's.
+
+        Raises:
+            UserError: on what is no size, or none that this model takes.
+        """
+        sizes = {}
+        for name, weight in self.input.image_sizes.items():
+            place = f"input.image_sizes.{name}"
+            if not (match := re.fullmatch(r"(\d+)x(\d+)", name)):
+                raise UserError(f'{place}: not a width and height in pixels, such as "896x640"')
+            size = int(match[1]), int(match[2])
+            check_weight(place, weight)
+            try:
+                dataclasses.replace(self.model, image_size=size)
+            except UserError as error:
+                raise UserError(f"{place}: {error}") from error
+            sizes[size] = float(weight)
+        return sizes
 
     def stages(self) -> tuple[Stage, ...]:
         """The stages in their order, or one that lasts for ever.
@@ -239,13 +264,17 @@ class RunConfig:
                 )
         if not (self.tokenizer.path or self.tokenizer.train_size):
             raise UserError("tokenizer: give its path or its train_size")
-        length = self.model.num_image_tokens + self.input.prompt_length
+        num_image_tokens = max(
+            dataclasses.replace(self.model, image_size=size).num_image_tokens
+            for size in self.image_sizes() or [self.model.image_size]
+        )
+        length = num_image_tokens + self.input.prompt_length
         positions = self.model.text.max_positions
         if max(length, self.input.target_length) > positions:
             raise UserError(
                 f"model.text.max_positions: {positions} positions hold neither more than "
                 f"{positions} target tokens (input.target_length={self.input.target_length}) nor "
-                f"{self.model.num_image_tokens} image tokens with a prompt of "
+                f"{num_image_tokens} image tokens with a prompt of "
                 f"{self.input.prompt_length} (input.prompt_length)"
             )
         if self.input.pack_length:

@@ -201,17 +201,19 @@ class _Loop:
             num_threads=inputs.num_threads,
             buffer=inputs.buffer,
         )
-        compiled, window, pending = None, Window(), None
+        steps: dict[tuple[int, ...], Any] = {}  # Compiled, by the shape of their images.
+        window, pending = Window(), None
         for number in range(first_step + 1, last_step + 1):
             waiting_s = time.perf_counter()
             batch = next(batches)
             window.wait_s += time.perf_counter() - waiting_s
             on_device = self._to_device(batch)
-            if compiled is None:
+            shape = on_device["image"].shape
+            if shape not in steps:
                 compiling_s = time.perf_counter()
-                compiled = compile_step(step, state, shardings, on_device, self.mesh)
+                steps[shape] = compile_step(step, state, shardings, on_device, self.mesh)
                 window.start_s += time.perf_counter() - compiling_s  # Compiling is no step.
-            state, metrics = compiled(state, on_device)
+            state, metrics = steps[shape](state, on_device)
             if pending is not None:
                 self._absorb(window, *pending)
             pending = (number, batch, metrics)
@@ -247,13 +249,14 @@ class _Loop:
                 f"{metrics['grad_norm']}; start another --workdir with a lower optimizer.peak_lr, "
                 "from this one's newest checkpoint by --config.init.workdir"
             )
-        hosts = jax.process_count()
+        # This host's rows stand for all of them. Hosts that share rows are not counted twice.
+        blocks = self.config.input.batch_size // len(batch["image"])
         window.steps += 1
-        window.images += len(batch["image"]) * hosts
-        window.annotations += float((batch["task_ids"] >= 0).sum()) * hosts
-        window.cells += batch["target_ids"].size * hosts
-        window.prompt_cells += batch["prompt_ids"].size * hosts
-        window.prompt_tokens += int((batch["prompt_ids"] != PAD_ID).sum()) * hosts
+        window.images += self.config.input.batch_size
+        window.annotations += float((batch["task_ids"] >= 0).sum()) * blocks
+        window.cells += batch["target_ids"].size * blocks
+        window.prompt_cells += batch["prompt_ids"].size * blocks
+        window.prompt_tokens += int((batch["prompt_ids"] != PAD_ID).sum()) * blocks
         window.substitutes += int(batch["is_substitute"].sum())
         window.dropped += int(batch["num_dropped"].sum())
         window.unplaced += int(batch["num_unplaced"].sum())

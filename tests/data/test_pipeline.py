@@ -8,10 +8,12 @@ import grain
 import numpy as np
 import pytest
 
+from florence2_jax.data.augment import AugmentConfig, random_crop
 from florence2_jax.data.loading import BatchSpec, LoadExamples
 from florence2_jax.data.mixture import Mixture, Part, Stage, parse_weights
 from florence2_jax.data.pipeline import DataOrder, check_feeds, iterate, make_dataset
 from florence2_jax.data.texts import record_texts, store_texts
+from florence2_jax.data.transforms import decode, resize
 from florence2_jax.records.schema import Record
 from florence2_jax.records.store import RecordStore
 from florence2_jax.records.writing import Plan, write_store
@@ -277,3 +279,48 @@ def test_a_task_that_no_record_feeds_is_refused(store, tmp_path):
 def test_a_batch_that_hosts_cannot_share_is_refused(store, tokenizer):
     with pytest.raises(UserError, match="8 does not divide by 3 hosts"):
         make_dataset(store, tokenizer, SPEC, seed=0, process_count=3)
+
+
+SIZES = {(64, 64): 2.0, (96, 64): 1.0, (64, 96): 1.0}
+
+
+def test_steps_take_turns_in_the_image_sizes(store, tokenizer):
+    spec = dataclasses.replace(SPEC, image_sizes=SIZES)
+    batches = make_dataset(store, tokenizer, spec, seed=0)
+    shapes = [batches[step]["image"].shape[1:3] for step in range(8)]
+    assert [shapes.count(shape) for shape in ((64, 64), (64, 96), (96, 64))] == [4, 2, 2]
+    plain = make_dataset(store, tokenizer, SPEC, seed=0)
+    for step in (1, 5):  # Only the pixels differ: the records, their questions and answers do not.
+        without = [{k: v for k, v in b[step].items() if k != "image"} for b in (batches, plain)]
+        assert same(*without)
+
+
+def test_all_hosts_take_the_same_size(store, tokenizer):
+    spec = dataclasses.replace(SPEC, image_sizes=SIZES)
+    whole = make_dataset(store, tokenizer, spec, seed=0)
+    hosts = [
+        make_dataset(store, tokenizer, spec, seed=0, process_index=i, process_count=4)
+        for i in range(4)
+    ]
+    for step in range(5):
+        blocks = [host[step]["image"] for host in hosts]
+        assert np.array_equal(np.concatenate(blocks), whole[step]["image"])
+
+
+def test_crops_have_the_shape_of_their_step(store, tokenizer):
+    views = []
+
+    def load(size):
+        augment = AugmentConfig(crop=1.0, min_area=0.2)
+        spec = dataclasses.replace(SPEC, image_size=size, image_sizes=SIZES, augment=augment)
+        loader = LoadExamples(store=store, tokenizer=tokenizer, spec=spec)
+        for index in range(12):
+            record, rng = store[index], np.random.default_rng(index)
+            window = random_crop(record, rng, augment, aspect_ratio=size[0] / size[1])[1]
+            row = loader(index, np.random.default_rng(index))
+            pixels = resize(decode(record.image), size, box=window)
+            assert np.array_equal(row["image"], pixels)
+            views.append((window, record.size))
+        return [(x1 - x0) / (y1 - y0) for (x0, y0, x1, y1), size in views if size != (x1, y1)]
+
+    assert np.median(load((96, 64))) == pytest.approx(1.5, rel=0.05)

@@ -100,6 +100,17 @@ def test_a_run_may_start_from_another_s_parameters(small_run, tmp_path):
         loop.run(run, tmp_path / "c", console=quiet())
 
 
+def test_steps_may_differ_in_the_size_of_their_images(small_run, tmp_path):
+    run = copy.deepcopy(small_run)
+    run["input"]["image_sizes"] = {"64x64": 1.0, "96x64": 1.0}
+    loop.run(run, tmp_path / "a", console=quiet())
+    history = losses(tmp_path / "a")
+    assert history.keys() == {1, 2, 3, 4, 5, 6} and np.isfinite(list(history.values())).all()
+    plain = loop.run(small_run, tmp_path / "b", console=quiet())
+    assert losses(tmp_path / "b")[1] == history[1]  # The first step has the model's own size.
+    assert losses(tmp_path / "b")[6] != history[6] and plain["step"] == 6
+
+
 def test_a_workdir_of_another_run_is_refused(small_run, tmp_path):
     loop.run(small_run, tmp_path / "a", console=quiet(), stop_after=1)
     other = copy.deepcopy(small_run)
