@@ -44,7 +44,9 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.optimizer.update(final_lr_ratio=0.0)  # "cosine learning rate decay"; its end is ours.
     c.loss = dict(location_smoothing_bins=0.0)
     c.init = dict(workdir="", locations="normal", scale="released")
-    c.mesh = dict(replica=1, fsdp=-1, tensor=1)  # Ours; -1 is whatever is left.
+    # Ours: eight devices share a copy of the parameters; -1 is as many copies as are left, in one
+    # slice or in several.
+    c.mesh = dict(replica=-1, fsdp=8, tensor=1)
     c.checkpoint = dict(every_steps=1000, keep=3)  # Ours.
     c.log = dict(every_steps=50)  # Ours.
     return c

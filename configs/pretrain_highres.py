@@ -28,7 +28,7 @@ def get_config(variant: str = "base") -> ConfigDict:
     c.optimizer.update(final_lr_ratio=0.0)  # Ours.
     c.loss = dict(location_smoothing_bins=0.0)
     c.init = dict(workdir=f"runs/{variant}", locations="normal", scale="released")
-    c.mesh = dict(replica=1, fsdp=-1, tensor=1)  # Ours.
+    c.mesh = dict(replica=-1, fsdp=8, tensor=1)  # Ours.
     c.checkpoint = dict(every_steps=1000, keep=3)  # Ours.
     c.log = dict(every_steps=50)  # Ours.
     return c

@@ -9,6 +9,9 @@ import pytest
 # Eight devices before JAX starts, so that sharded and single-device runs compare in one process.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The TPU compiler looks for no TPU, and several of these processes may have it open.
+os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 # Commands keep compiled programs in the user's cache; tests leave it alone.
 os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
 

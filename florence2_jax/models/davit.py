@@ -22,7 +22,6 @@ from florence2_jax.models.layers import (
     run_stack,
     split_key,
 )
-from florence2_jax.parallel.partitioning import constrain
 
 
 class PatchEmbed(nnx.Module):
@@ -67,7 +66,6 @@ class Block(nnx.Module):
         self, x: Float[Array, "B Y X D"], *, drop_rate: float | Array, key: Key
     ) -> Float[Array, "B Y X D"]:
         attn_key, ffn_key = split_key(key, 2)
-        x = constrain(x, "batch", None, None, None)
         x = x + self.conv1(x)
         x = x + drop_path(self.attn(self.norm1(x)), drop_rate, attn_key)
         x = x + self.conv2(x)
@@ -117,7 +115,7 @@ class Stage(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "B Y X D"], *, key: Key) -> Float[Array, "B y x E"]:
-        x = self.patch_embed(constrain(x, "batch", None, None, None))
+        x = self.patch_embed(x)
         return run_stack(self.blocks, x, remat=self.remat, key=key, drop_rates=self.drop_rates)
 
 

@@ -22,7 +22,6 @@ from florence2_jax.models.layers import (
     split_key,
     unstack,
 )
-from florence2_jax.parallel.partitioning import constrain
 
 POSITION_OFFSET = 2
 """BART's position tables begin with two rows that are never used."""
@@ -147,7 +146,6 @@ class EncoderLayer(nnx.Module):
         self, x: Float[Array, "M S D"], mask: Bool[Array, "M 1 1 S"], *, key: Key
     ) -> Float[Array, "M S D"]:
         keys = split_key(key, 4)
-        x = constrain(x, "batch", None, None)
         attended = self.self_attn(x, self.self_attn.keys_values(x), mask, key=keys[0])
         x = self.self_attn_norm(x + dropout(attended, self.dropout, keys[1]))
         return self.ffn_norm(x + dropout(self.ffn(x, key=keys[2]), self.dropout, keys[3]))
@@ -175,7 +173,6 @@ class DecoderLayer(nnx.Module):
         key: Key,
     ) -> Float[Array, "rows T D"]:
         """A row for each of the M prompts, or with a packing one per image."""
-        x = constrain(x, "batch", None, None)
         memory = self.cross_attn.keys_values(states)
         if packing is None:
             visible = jnp.tril(jnp.ones((x.shape[1], x.shape[1]), bool))[None, None]
@@ -238,7 +235,6 @@ class Tower(nnx.Module):
         key: Key,
     ) -> Float[Array, "M S D"]:
         embed_key, layers_key = split_key(key, 2)
-        x = constrain(x, "batch", None, None)
         x = self.positions(x, positions=positions, key=embed_key)
         return run_stack(self.layers, x, *context, remat=self.remat, key=layers_key)
 

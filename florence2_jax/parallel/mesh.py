@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh
 
 from florence2_jax.typing import UserError
@@ -36,17 +37,29 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over the devices present.
 
+    Several slices are told apart along `replica`: only gradients travel between them.
+
     Raises:
-        UserError: if the axes do not multiply to the number of devices.
+        UserError: if the axes do not multiply to the number of devices, or `replica` is no multiple
+            of the number of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = _resolve(dataclasses.asdict(config), len(devices))
-    return jax.make_mesh(
-        tuple(sizes.values()),
-        tuple(sizes),
-        axis_types=(AxisType.Auto,) * len(sizes),
-        devices=devices,
-    )
+    axis_types = (AxisType.Auto,) * len(sizes)
+    num_slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if num_slices == 1:
+        return jax.make_mesh(
+            tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices
+        )
+    if sizes["replica"] % num_slices:
+        raise UserError(
+            f"mesh.replica: {sizes['replica']} copies of the parameters do not spread evenly over "
+            f"{num_slices} slices; make it a multiple of {num_slices}, or -1, and give mesh.fsdp "
+            "the number of devices that share a copy"
+        )
+    within = (sizes["replica"] // num_slices, sizes["fsdp"], sizes["tensor"])
+    array = create_hybrid_device_mesh(within, (num_slices, 1, 1), devices)
+    return Mesh(array, tuple(sizes), axis_types=axis_types)
 
 
 def _resolve(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every sharding decision: parameter path -> logical axes -> mesh axes.
 
-No layer knows a mesh. A parameter finds its logical axes by its path in `PARAM_AXES`; an
-activation names its own through `constrain`; `LOGICAL_TO_MESH` says where each logical axis lives.
+No layer knows a mesh. A parameter finds its logical axes by its path in `PARAM_AXES`;
+`LOGICAL_TO_MESH` says where each logical axis lives. Activations need no rows of their own: the
+batch is cut by hand (`data_parallel`).
 """
 
 import math
@@ -106,28 +107,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(LOGICAL_TO_MESH["batch"]))
 
 
-def num_data_shards(mesh: Mesh) -> int:
+def num_data_shards(mesh: Mesh | AbstractMesh) -> int:
     """Into how many parts a batch is cut."""
     return _num_shards(LOGICAL_TO_MESH["batch"], mesh.shape)
-
-
-def constrain(x: jax.Array, *logical_axes: str | None) -> jax.Array:
-    """Pins an activation to the mesh axes of its logical axes, one name or None per dimension.
-
-    Outside a mesh (`jax.set_mesh`) it returns `x` as it is, so model code runs anywhere. A size
-    that the mesh does not divide is left free: activations at the edges (a batch of one) may be
-    replicated, parameters never are without being named.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return x
-    if len(logical_axes) != x.ndim:
-        raise ValueError(f"{len(logical_axes)} logical axes for an array of shape {x.shape}")
-    spec = []
-    for size, axis in zip(x.shape, logical_axes, strict=True):
-        names = LOGICAL_TO_MESH[axis] if axis else None
-        spec.append(names if size % _num_shards(names, mesh.shape) == 0 else None)
-    return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
 def _num_shards(names: MeshAxes, sizes: Mapping[str, int]) -> int:

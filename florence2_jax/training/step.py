@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from florence2_jax.parallel.data_parallel import value_and_grad
 from florence2_jax.parallel.partitioning import batch_sharding
 from florence2_jax.training.loss import (
     LossConfig,
@@ -47,6 +48,7 @@ def train_step(
     biases it.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), state.step)
+    dtype = merge(graphdef, state.params).config.dtype
 
     def summed_loss(params: Any, part: dict[str, Any], key: jax.Array):
         model = merge(graphdef, params)
@@ -70,7 +72,7 @@ def train_step(
 
     def part_gradient(part: dict[str, Any], index: jax.Array | int):
         key = jax.random.fold_in(step_key, index)
-        (_, sums), grads = jax.value_and_grad(summed_loss, has_aux=True)(state.params, part, key)
+        (_, sums), grads = value_and_grad(summed_loss, state.params, part, key, dtype=dtype)
         return grads, sums
 
     if accumulate == 1:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import jax
 import pytest
+from jax.experimental import topologies
 
 from florence2_jax.parallel.mesh import MeshConfig, make_mesh
 from florence2_jax.typing import UserError
@@ -31,3 +32,22 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes, message):
 def test_a_size_that_is_no_size_is_refused(size):
     with pytest.raises(UserError, match=r"mesh\.tensor"):
         MeshConfig.create(tensor=size)
+
+
+@pytest.fixture(scope="module")
+def two_slices():
+    topology = topologies.get_topology_desc("v5e:2x2", platform="tpu", num_slices=2)
+    return topology.devices
+
+
+def test_slices_lie_along_replica(two_slices):
+    mesh = make_mesh(MeshConfig(replica=-1, fsdp=2), two_slices)
+    assert dict(mesh.shape) == {"replica": 4, "fsdp": 2, "tensor": 1}
+    slices = [[device.slice_index for device in row.flat] for row in mesh.devices]
+    assert all(len(set(row)) == 1 for row in slices)
+    assert [row[0] for row in slices] == [0, 0, 1, 1]
+
+
+def test_a_copy_of_the_parameters_does_not_span_slices(two_slices):
+    with pytest.raises(UserError, match=r"mesh\.replica: 1 copies .* over 2 slices; make it"):
+        make_mesh(MeshConfig(), two_slices)

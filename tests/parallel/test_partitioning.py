@@ -2,7 +2,6 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
@@ -10,7 +9,6 @@ from jax.sharding import PartitionSpec as P
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.parallel.mesh import MeshConfig, make_mesh
 from florence2_jax.parallel.partitioning import (
-    constrain,
     param_axes,
     param_path,
     param_spec,
@@ -77,16 +75,3 @@ def test_moments_live_where_their_parameters_do():
         if sharding.spec != P():
             specs.setdefault(param_path(path), set()).add(sharding.spec)
     assert all(len(found) == 1 for found in specs.values())
-
-
-def test_activations_are_free_without_a_mesh_and_spread_with_one():
-    x = jnp.zeros((8, 3))
-    assert constrain(x, "batch", None) is x
-    mesh = make_mesh(MeshConfig(replica=2, fsdp=4))
-    with jax.set_mesh(mesh):
-        y = jax.jit(lambda x: constrain(x, "batch", None) + 1)(x)
-        assert y.sharding.shard_shape(y.shape) == (1, 3)
-        odd = jax.jit(lambda x: constrain(x, "batch", None) + 1)(x[:3])
-        assert odd.shape == (3, 3)
-        with pytest.raises(ValueError, match="logical axes"):
-            constrain(x, "batch")
