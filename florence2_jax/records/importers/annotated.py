@@ -254,8 +254,9 @@ class _Maker:
         for given, kind in raw.labels:
             own = Ledger()
             text = mend_text(given, own, where, "region")
-            for how, num in own.tallies["region"].repaired.items():
-                self.ledger.repair("region", how, num)
+            for tally in own.tallies.values():  # Of most labels there is none.
+                for how, num in tally.repaired.items():
+                    self.ledger.repair("region", how, num)
             if text is not None or (kind == "text" and given == ""):
                 labels.append(Label(text=text or "", kind=kind))
             else:
