@@ -6,7 +6,8 @@ partitioner, which is free to compute the whole batch on every device. Parameter
 their shards once a step, matrices in the compute type, so that half the bytes travel; no activation
 ever does. Gradients go back by the opposite way: every device gets the sum of its own shard alone,
 in float32, first within a copy of the parameters (`fsdp`), then between copies (`replica`, which
-may lie in other slices). libtpu 0.0.52 turns that first sum into an all-reduce and a slice.
+may lie in other slices). libtpu 0.0.52 makes reduce-scatters of most of these sums, and of the
+others an all-reduce and a slice.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 from florence2_jax.parallel.partitioning import (
-    LOGICAL_TO_MESH,
+    BATCH_AXES,
     MeshAxes,
     num_data_shards,
     param_path,
@@ -25,8 +26,6 @@ from florence2_jax.parallel.partitioning import (
 
 Loss: TypeAlias = Callable[[Any, dict[str, Any], jax.Array], tuple[jax.Array, Any]]
 """(parameters, rows of a batch, random key) -> (summed loss, further sums over the rows)."""
-
-BATCH_AXES = LOGICAL_TO_MESH["batch"]
 
 
 def value_and_grad(
@@ -108,11 +107,23 @@ def _whole(shard: jax.Array, dtype: jax.numpy.dtype, spec: P) -> jax.Array:
     def backward(_: None, grad: jax.Array) -> tuple[jax.Array]:
         grad = grad.astype(shard.dtype)
         for axis, names in cut:
-            grad = jax.lax.psum_scatter(grad, names, scatter_dimension=axis, tiled=True)
+            grad = _scatter(grad, axis, names)
         return (grad,)
 
     gather.defvjp(lambda x: (gather(x), None), backward)
     return gather(shard)
+
+
+def _scatter(grad: jax.Array, axis: int, names: tuple[str, ...]) -> jax.Array:
+    """The sum over devices, of which each keeps its part along one axis.
+
+    Other axes of size 1 (of stacks of one layer) are taken out for it: where a layout packs them,
+    libtpu 0.0.52 does not compile the sum ("not implemented for 2nd-minor compaction").
+    """
+    sizes = [size for i, size in enumerate(grad.shape) if size != 1 or i == axis]
+    place = sum(size != 1 for size in grad.shape[:axis])
+    part = jax.lax.psum_scatter(grad.reshape(sizes), names, scatter_dimension=place, tiled=True)
+    return part.reshape(*grad.shape[:axis], -1, *grad.shape[axis + 1 :])
 
 
 def _sum_over_copies(grad: jax.Array, spec: P) -> jax.Array:

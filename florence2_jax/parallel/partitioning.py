@@ -17,8 +17,10 @@ from jax.sharding import PartitionSpec as P
 
 MeshAxes: TypeAlias = str | tuple[str, ...] | None
 
+BATCH_AXES = ("replica", "fsdp")
+
 LOGICAL_TO_MESH: Mapping[str, MeshAxes] = {
-    "batch": ("replica", "fsdp"),
+    "batch": BATCH_AXES,
     "embed": "fsdp",
     "hidden": "tensor",
     "vocab": ("fsdp", "tensor"),
