@@ -30,7 +30,8 @@ from florence2_jax.text.tokenizer import BOS_ID, EOS_ID, PAD_ID, Tokenizer
 from florence2_jax.typing import Size, UserError
 
 Batch: TypeAlias = dict[str, Any]
-"""Arrays by name. To the devices go `image` uint8[B,Y,X,3] (of one size in a step); `prompt_ids` int32[B,K,L];
+"""Arrays by name. To the devices go `image` uint8[B,Y,X,3], all of one size in a step;
+`prompt_ids` int32[B,K,L];
 `target_ids` int32[B,K,T], `<s> ... </s>`, then padding (a prompt that is missing has nothing else);
 `task_ids` int32[B,K], the row of `TASKS`, -1 where missing. Packed targets share the row of their
 image: `target_ids` int32[B,N], and `target_prompts` int32[B,G] says which prompt each of its chunks

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.experimental.mesh_utils import create_hybrid_device_mesh
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh
 
 from florence2_jax.typing import UserError
@@ -48,9 +48,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     axis_types = (AxisType.Auto,) * len(sizes)
     num_slices = len({getattr(device, "slice_index", 0) for device in devices})
     if num_slices == 1:
-        return jax.make_mesh(
-            tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices
-        )
+        # An axis may take part of a side of the torus: eight of sixteen chips, say.
+        array = create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+        return Mesh(array, tuple(sizes), axis_types=axis_types)
     if sizes["replica"] % num_slices:
         raise UserError(
             f"mesh.replica: {sizes['replica']} copies of the parameters do not spread evenly over "
@@ -58,7 +58,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             "the number of devices that share a copy"
         )
     within = (sizes["replica"] // num_slices, sizes["fsdp"], sizes["tensor"])
-    array = create_hybrid_device_mesh(within, (num_slices, 1, 1), devices)
+    array = create_hybrid_device_mesh(
+        within, (num_slices, 1, 1), devices, allow_split_physical_axes=True
+    )
     return Mesh(array, tuple(sizes), axis_types=axis_types)
 
 

@@ -22,8 +22,9 @@ from florence2_jax.data.mixture import Mixture, Part, parse_weights
 from florence2_jax.data.pipeline import DataOrder, check_feeds, iterate, make_dataset
 from florence2_jax.data.texts import store_texts
 from florence2_jax.models.config import Florence2Config
+from florence2_jax.parallel.host_rows import HostRows
 from florence2_jax.parallel.mesh import make_mesh
-from florence2_jax.parallel.partitioning import batch_sharding, num_data_shards
+from florence2_jax.parallel.partitioning import num_data_shards
 from florence2_jax.records.overlap import read_list
 from florence2_jax.records.store import RecordStore
 from florence2_jax.text.tokenizer import PAD_ID, Tokenizer
@@ -67,14 +68,14 @@ def run(
     job = _prepare(config, workdir)
     state, shardings = init_state(job.make_params, job.optimizer, job.mesh)
     _check_disk(workdir, state)
-    block, num_blocks = _rows_of_process(job.mesh, job.config.input.batch_size)
+    rows = HostRows.of(job.mesh, job.config.input.batch_size)
     dataset = make_dataset(
         job.mixture,
         job.tokenizer,
         job.config.batch_spec(),
         seed=job.config.seed,
-        process_index=block,
-        process_count=num_blocks,
+        process_index=rows.block,
+        process_count=rows.num_blocks,
         set_aside=workdir / "set_aside.jsonl",
         excluded=job.excluded,
     )
@@ -105,7 +106,7 @@ def run(
             reporter.say(f"starting from {' and '.join(sources)}")
         last_step = min(total_steps, stop_after or total_steps)
         hooks = [*hooks, _save_hook(checkpoints, order)]
-        loop = _Loop(job.config, job.mesh, reporter, hooks, order)
+        loop = _Loop(job.config, job.mesh, rows, reporter, hooks, order)
         state, scalars = loop.run(job.step, state, shardings, dataset, last_step, started_s)
         step = int(state.step)
         checkpoints.save(step, state, data=order.position(step), force=True)
@@ -170,12 +171,13 @@ class _Loop:
         self,
         config: RunConfig,
         mesh: Mesh,
+        rows: HostRows,
         reporter: Reporter,
         hooks: Sequence[Hook],
         order: DataOrder,
     ):
         self.config, self.mesh, self.reporter, self.hooks = config, mesh, reporter, hooks
-        self.order = order
+        self.rows, self.order = rows, order
         self.schedule = learning_rate(config.optimizer, config.total_steps)
         self.scalars: dict[str, float] = {}
 
@@ -234,11 +236,8 @@ class _Loop:
         return state, self.scalars
 
     def _to_device(self, batch: Batch) -> dict[str, jax.Array]:
-        rows = batch_sharding(self.mesh)
         return {
-            name: jax.make_array_from_process_local_data(rows, batch[name])
-            for name in DEVICE_KEYS
-            if name in batch
+            name: self.rows.place(batch[name], self.mesh) for name in DEVICE_KEYS if name in batch
         }
 
     def _absorb(self, window: Window, number: int, batch: Batch, metrics: Any) -> None:
@@ -250,7 +249,7 @@ class _Loop:
                 "from this one's newest checkpoint by --config.init.workdir"
             )
         # This host's rows stand for all of them. Hosts that share rows are not counted twice.
-        blocks = self.config.input.batch_size // len(batch["image"])
+        blocks = self.rows.num_blocks
         window.steps += 1
         window.images += self.config.input.batch_size
         window.annotations += float((batch["task_ids"] >= 0).sum()) * blocks
@@ -307,26 +306,6 @@ def _open(run: RunConfig) -> Mixture:
         for name, part in sorted(inputs.mixture.items())
     )
     return Mixture(parts=parts, stages=run.stages())
-
-
-def _rows_of_process(mesh: Mesh, batch_size: int) -> tuple[int, int]:
-    """Which block of every global batch this process loads, and how many blocks there are.
-
-    Not simply the process's number: the mesh orders the devices, and processes that share rows
-    (a `tensor` axis across hosts) load the same ones.
-
-    Raises:
-        UserError: if its devices hold rows that are not next to each other.
-    """
-    rows = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    spans = sorted({index[0].indices(batch_size)[:2] for index in rows if index})
-    start, size = spans[0][0], spans[-1][1] - spans[0][0]
-    if sum(b - a for a, b in spans) != size or batch_size % size or start % size:
-        raise UserError(
-            f"mesh: {dict(mesh.shape)} gives process {jax.process_index()} the rows {spans} of a "
-            "batch, which are no block; choose a mesh in which the devices of a host are neighbours"
-        )
-    return start // size, batch_size // size
 
 
 def _abstract(state: TrainState, shardings: Any) -> TrainState:
