@@ -7,6 +7,8 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from florence2_jax.models.kernels.channel import channel_attention
+from florence2_jax.models.kernels.window import window_attention
 from florence2_jax.models.layers import Key, Linear, dropout
 
 KeysValues = tuple[Float[Array, "M H S C"], Float[Array, "M H S C"]]
@@ -20,9 +22,19 @@ class WindowAttention(nnx.Module):
     Source: DaViT (arXiv:2204.03645), spatial window attention.
     """
 
-    def __init__(self, dim: int, *, num_heads: int, window_size: int, dtype: str, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        window_size: int,
+        method: str = "auto",
+        dtype: str,
+        rngs: nnx.Rngs,
+    ):
         self.num_heads = num_heads
         self.window_size = window_size
+        self.method = method
         self.qkv = Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
@@ -33,11 +45,7 @@ class WindowAttention(nnx.Module):
         rows, columns = x.shape[1] // size, x.shape[2] // size
         windows = rearrange(x, "B (R y) (S x) D -> (B R S) (y x) D", y=size, x=size)
         qkv = self.qkv(windows)
-        q, k, v = rearrange(qkv, "W N (P H C) -> P W H N C", P=3, H=self.num_heads)
-        logits = jnp.einsum("WHNC,WHMC->WHNM", q * q.shape[-1] ** -0.5, k)
-        weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(v.dtype)
-        out = jnp.einsum("WHNM,WHMC->WHNC", weights, v)
-        out = self.proj(rearrange(out, "W H N C -> W N (H C)"))
+        out = self.proj(window_attention(qkv, num_heads=self.num_heads, method=self.method))
         out = rearrange(
             out, "(B R S) (y x) D -> B (R y) (S x) D", R=rows, S=columns, y=size, x=size
         )
@@ -51,19 +59,18 @@ class ChannelAttention(nnx.Module):
     Source: DaViT (arXiv:2204.03645), channel group attention.
     """
 
-    def __init__(self, dim: int, *, num_groups: int, dtype: str, rngs: nnx.Rngs):
+    def __init__(
+        self, dim: int, *, num_groups: int, method: str = "auto", dtype: str, rngs: nnx.Rngs
+    ):
         self.num_groups = num_groups
+        self.method = method
         self.qkv = Linear(dim, 3 * dim, dtype=dtype, rngs=rngs)
         self.proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B Y X D"]) -> Float[Array, "B Y X D"]:
-        height, width = x.shape[1:3]
         qkv = self.qkv(rearrange(x, "B Y X D -> B (Y X) D"))
-        q, k, v = rearrange(qkv, "B N (P G C) -> P B G N C", P=3, G=self.num_groups)
-        logits = jnp.einsum("BGNC,BGNE->BGCE", q * (height * width) ** -0.5, k)
-        weights = jax.nn.softmax(logits.astype(jnp.float32)).astype(v.dtype)
-        out = jnp.einsum("BGCE,BGNE->BGNC", weights, v)
-        return self.proj(rearrange(out, "B G (Y X) C -> B Y X (G C)", Y=height))
+        out = channel_attention(qkv, num_groups=self.num_groups, method=self.method)
+        return self.proj(out).reshape(x.shape)
 
 
 class MultiHeadAttention(nnx.Module):

@@ -67,13 +67,63 @@ class Linear(nnx.Module):
         return y.reshape(*x.shape[:-1], -1)
 
 
-class LayerNorm(nnx.LayerNorm):
+class LayerNorm(nnx.Module):
     """Normalises the last axis in float32, with the variance about the mean (two passes)."""
 
     def __init__(self, dim: int, *, dtype: str, rngs: nnx.Rngs):
-        super().__init__(
-            dim, epsilon=LAYER_NORM_EPS, dtype=dtype, use_fast_variance=False, rngs=rngs
-        )
+        del rngs  # Nothing here starts at random.
+        self.dtype = dtype
+        self.scale = nnx.Param(jnp.ones(dim))
+        self.bias = nnx.Param(jnp.zeros(dim))
+
+    def __call__(self, x: Float[Array, "*axes D"]) -> Float[Array, "*axes D"]:
+        return _layer_norm(x, self.scale[...], self.bias[...]).astype(self.dtype)
+
+
+@jax.custom_vjp
+def _layer_norm(x: Array, scale: Array, bias: Array) -> Array:
+    return _layer_norm_forward(x, scale, bias)[0]
+
+
+def _layer_norm_forward(x: Array, scale: Array, bias: Array) -> tuple[Array, Any]:
+    mean = jnp.mean(x, axis=-1, keepdims=True, dtype=jnp.float32)
+    variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
+    deviations = jax.lax.rsqrt(variance + LAYER_NORM_EPS)
+    return (x - mean) * deviations * scale + bias, (x, mean, deviations, scale)
+
+
+def _layer_norm_backward(residuals: Any, grad: Array) -> tuple[Array, Array, Array]:
+    x, mean, deviations, scale = residuals
+    normal = (x - mean) * deviations
+    along = grad * normal
+    inner = grad * scale - _mean_by(grad, scale) - normal * _mean_by(along, scale)
+    return (inner * deviations).astype(x.dtype), _sum_rows(along), _sum_rows(grad)
+
+
+_layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+# XLA on CPU sums slowly where a sum shares its loop with what it sums, but calls a fast product.
+# The platform is that of the compiled program, also where a TPU's is compiled on a CPU.
+
+
+def _mean_by(x: Float[Array, "*axes D"], weights: Float[Array, "D"]) -> Float[Array, "*axes 1"]:
+    """Mean of `weights * x` over the last axis."""
+    return jax.lax.platform_dependent(
+        x,
+        weights,
+        cpu=lambda x, weights: x @ weights[:, None] / len(weights),
+        default=lambda x, weights: jnp.mean(x * weights, axis=-1, keepdims=True),
+    )
+
+
+def _sum_rows(x: Float[Array, "*axes D"]) -> Float[Array, "D"]:
+    """Sum over all axes but the last."""
+    return jax.lax.platform_dependent(
+        x.reshape(-1, x.shape[-1]),
+        cpu=lambda rows: jnp.ones(len(rows), rows.dtype) @ rows,
+        default=lambda rows: rows.sum(axis=0),
+    )
 
 
 class Mlp(nnx.Module):

@@ -5,6 +5,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from florence2_jax.typing import UserError
@@ -51,7 +52,7 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW; only kernels are decayed (no biases, norms, embeddings)."""
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        clip_by_norm(config.clip_norm),
         optax.adamw(
             learning_rate(config, total_steps),
             b1=config.b1,
@@ -61,6 +62,21 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
             mask=_is_decayed,
         ),
     )
+
+
+def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
+    """Scales gradients whose norm, over all parameters, is above `max_norm` down to it.
+
+    As `optax.clip_by_global_norm`, but by one factor that is 1 where nothing is clipped. A choice
+    for every entry makes XLA on CPU write the clipped gradients out: AdamW then takes 1.3x as long.
+    """
+
+    def scale(grads: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        del params
+        factor = jnp.minimum(1.0, max_norm / optax.tree.norm(grads))
+        return jax.tree.map(lambda grad: grad * factor, grads)
+
+    return optax.stateless(scale)
 
 
 def _is_decayed(params: Any) -> Any:

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which formulation of an attention runs: the one place that decides, by platform and by size.
+
+`"reference"` is the equation, head by head. `"tiled"` lets heads of few channels share tiles of 128
+lanes, as wide as a vector register and the matrix unit of a TPU. Both give the same results.
+"""
+
+from florence2_jax.parallel.per_device import target_platform
+from florence2_jax.typing import UserError
+
+LANES = 128
+TOKENS = 16  # Rows of a bfloat16 register.
+MAX_WINDOW_TOKENS = 256  # The kernel holds all logits of some heads in VMEM.
+
+METHODS = ("auto", "reference", "tiled")
+FASTEST = {"tpu": "tiled"}  # Elsewhere the reference.
+
+
+def is_tiled(method: str, *, dim: int, num_heads: int, window_tokens: int | None = None) -> bool:
+    """Whether to run the tiled formulation of window attention, or of channel attention.
+
+    Args:
+        method: of `METHODS`.
+        dim: channels of the attention.
+        num_heads: heads, or groups of channels.
+        window_tokens: tokens of a window; None for channel attention, which takes any number.
+
+    Raises:
+        UserError: on an unknown method, or if `"tiled"` was asked for and the sizes do not allow
+            it; `"auto"` then takes the reference.
+    """
+    if method not in METHODS:
+        raise UserError(f"attention: no method {method!r}; choose one of {', '.join(METHODS)}")
+    fits = dim % LANES == 0 and LANES % (dim // num_heads) == 0
+    if window_tokens is not None:
+        fits = fits and window_tokens % TOKENS == 0 and window_tokens <= MAX_WINDOW_TOKENS
+    if method == "tiled" and not fits:
+        raise UserError(
+            f"attention: {num_heads} heads of {dim // num_heads} channels"
+            + (f" and windows of {window_tokens} tokens" if window_tokens else "")
+            + f" cannot be tiled (channels in tiles of {LANES}; tokens of a window in multiples of"
+            f' {TOKENS}, at most {MAX_WINDOW_TOKENS}); choose "auto" or "reference"'
+        )
+    chosen = FASTEST.get(target_platform(), "reference") if method == "auto" else method
+    return fits and chosen == "tiled"
