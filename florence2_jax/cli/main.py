@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": "metrics of a model on a store's split, beside an image-blind baseline",
     "convert": "checkpoints, tokenizer and processor to and from PyTorch, both ways",
     "records": "make, import, check, count and look at FLD records",
+    "plan": "will a run fit its TPUs, how fast is it: by the TPU compiler, without a TPU",
     "tokenizer": "train a SentencePiece tokenizer on a store's texts",
 }
 
