@@ -77,7 +77,8 @@ class LayerNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(dim))
 
     def __call__(self, x: Float[Array, "*axes D"]) -> Float[Array, "*axes D"]:
-        return _layer_norm(x, self.scale[...], self.bias[...]).astype(self.dtype)
+        scale, bias = jnp.asarray(self.scale[...]), jnp.asarray(self.bias[...])
+        return _layer_norm(x, scale, bias).astype(self.dtype)
 
 
 @jax.custom_vjp
