@@ -2,7 +2,6 @@
 """The train step of a run file on given devices, in shapes alone: nothing is read or allocated."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ from florence2_jax.parallel.partitioning import batch_sharding, num_data_shards,
 from florence2_jax.text.tokenizer import ADDED_TOKENS, Tokenizer
 from florence2_jax.training.config import RunConfig
 from florence2_jax.training.optimizer import make_optimizer
-from florence2_jax.training.state import TrainState, init_params, model_graph
-from florence2_jax.training.step import Step, compile_step, train_step
+from florence2_jax.training.state import TrainState, init_params
+from florence2_jax.training.step import Step, compile_step, make_step
 from florence2_jax.typing import Size, UserError
 
 _FIRST_LOCATION = ADDED_TOKENS.index("<loc_0>")
@@ -110,15 +109,8 @@ class Program:
             shardings = state_shardings(state, mesh)
         except ValueError as error:
             raise UserError(f"mesh: {error}") from error
-        step = functools.partial(
-            train_step,
-            graphdef=model_graph(model),
-            optimizer=optimizer,
-            seed=run.seed,
-            accumulate=run.accumulate,
-            loss=run.loss,
-            first_location_id=vocabulary.first_location_id,
-        )
+        first_location_id = vocabulary.first_location_id
+        step = make_step(run, model, optimizer, first_location_id=first_location_id)
         image_size = max(run.image_sizes() or [run.model.image_size], key=math.prod)
         return cls(
             run=run,

@@ -33,8 +33,8 @@ from florence2_jax.training.checkpoint import Checkpoints
 from florence2_jax.training.config import RunConfig
 from florence2_jax.training.metrics import Reporter, Window
 from florence2_jax.training.optimizer import learning_rate, make_optimizer
-from florence2_jax.training.state import TrainState, init_params, init_state, model_graph
-from florence2_jax.training.step import DEVICE_KEYS, Step, compile_step, train_step
+from florence2_jax.training.state import TrainState, init_params, init_state
+from florence2_jax.training.step import DEVICE_KEYS, Step, compile_step, make_step
 from florence2_jax.typing import UserError
 
 Hook: TypeAlias = Callable[[int, TrainState, Reporter], None]
@@ -152,15 +152,7 @@ def _prepare(config: Mapping[str, Any], workdir: Path) -> _Job:
         run.init,
         first_location_id=tokenizer.first_location_id,
     )
-    step = functools.partial(
-        train_step,
-        graphdef=model_graph(model),
-        optimizer=optimizer,
-        seed=run.seed,
-        accumulate=run.accumulate,
-        loss=run.loss,
-        first_location_id=tokenizer.first_location_id,
-    )
+    step = make_step(run, model, optimizer, first_location_id=tokenizer.first_location_id)
     return _Job(run, mixture, tokenizer, mesh, optimizer, make_params, initial, step, excluded)
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One update, as a pure function of arrays."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -11,8 +12,10 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from florence2_jax.models.config import Florence2Config
 from florence2_jax.parallel.data_parallel import value_and_grad
 from florence2_jax.parallel.partitioning import batch_sharding
+from florence2_jax.training.config import RunConfig
 from florence2_jax.training.loss import (
     LossConfig,
     shift_right,
@@ -21,13 +24,32 @@ from florence2_jax.training.loss import (
     token_cross_entropy,
     token_weights,
 )
-from florence2_jax.training.state import TrainState, merge
+from florence2_jax.training.state import TrainState, merge, model_graph
 
 Metrics: TypeAlias = dict[str, jax.Array]
 Step: TypeAlias = Callable[[TrainState, dict[str, Any]], tuple[TrainState, Metrics]]
 
 DEVICE_KEYS = ("image", "prompt_ids", "target_ids", "target_prompts", "task_ids")
 """What of a batch travels to the devices; `target_prompts` only if its targets are packed."""
+
+
+def make_step(
+    run: RunConfig,
+    model: Florence2Config,
+    optimizer: optax.GradientTransformation,
+    *,
+    first_location_id: int,
+) -> Step:
+    """`train_step` as a run file has it, of a model that has its vocabulary."""
+    return functools.partial(
+        train_step,
+        graphdef=model_graph(model),
+        optimizer=optimizer,
+        seed=run.seed,
+        accumulate=run.accumulate,
+        loss=run.loss,
+        first_location_id=first_location_id,
+    )
 
 
 def train_step(
