@@ -20,7 +20,7 @@ from florence2_jax.text.tokenizer import ADDED_TOKENS, Tokenizer
 from florence2_jax.training.config import RunConfig
 from florence2_jax.training.optimizer import make_optimizer
 from florence2_jax.training.state import TrainState, init_params
-from florence2_jax.training.step import Step, compile_step, make_step
+from florence2_jax.training.step import Step, check_batch, compile_step, make_step
 from florence2_jax.typing import Size, UserError
 
 _FIRST_LOCATION = ADDED_TOKENS.index("<loc_0>")
@@ -91,7 +91,7 @@ class Program:
         text = dataclasses.replace(run.model.text, vocab_size=vocabulary.size)
         model = dataclasses.replace(run.model, text=text)
         mesh = _mesh(run, devices)
-        _check_batch(run, mesh)
+        check_batch(run, mesh)
         optimizer = make_optimizer(run.optimizer, run.total_steps)
 
         def init() -> TrainState:
@@ -173,18 +173,6 @@ def _mesh(run: RunConfig, devices: Sequence[Any]) -> Mesh:
             f"mesh: {dataclasses.asdict(run.mesh)} cannot be laid out on these chips; choose axes "
             f"that are products of the sides of a slice ({str(error).partition('.')[0]})"
         ) from error
-
-
-def _check_batch(run: RunConfig, mesh: Mesh) -> None:
-    batch, shards = run.input.batch_size, num_data_shards(mesh) * run.accumulate
-    if batch % shards:
-        lower = batch // shards * shards
-        near = [number for number in (lower, lower + shards) if number]
-        raise UserError(
-            f"input.batch_size: {batch} images in {run.accumulate} part(s) do not divide by the "
-            f"{num_data_shards(mesh)} data shards of mesh {dict(mesh.shape)}; take "
-            f"{' or '.join(map(str, near))}"
-        )
 
 
 def _shard_bytes(tree: Any, shardings: Any) -> int:

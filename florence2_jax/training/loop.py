@@ -24,7 +24,6 @@ from florence2_jax.data.texts import store_texts
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.parallel.host_rows import HostRows
 from florence2_jax.parallel.mesh import make_mesh
-from florence2_jax.parallel.partitioning import num_data_shards
 from florence2_jax.records.overlap import read_list
 from florence2_jax.records.store import RecordStore
 from florence2_jax.text.tokenizer import PAD_ID, Tokenizer
@@ -34,7 +33,7 @@ from florence2_jax.training.config import RunConfig
 from florence2_jax.training.metrics import Reporter, Window
 from florence2_jax.training.optimizer import learning_rate, make_optimizer
 from florence2_jax.training.state import TrainState, init_params, init_state
-from florence2_jax.training.step import DEVICE_KEYS, Step, compile_step, make_step
+from florence2_jax.training.step import DEVICE_KEYS, Step, check_batch, compile_step, make_step
 from florence2_jax.typing import UserError
 
 Hook: TypeAlias = Callable[[int, TrainState, Reporter], None]
@@ -135,7 +134,7 @@ def _prepare(config: Mapping[str, Any], workdir: Path) -> _Job:
     check_feeds(mixture, run.batch_spec().weights)
     excluded = _excluded(run)
     mesh = make_mesh(run.mesh)
-    _check_batch(run, mesh)
+    check_batch(run, mesh)
     tokenizer = _tokenizer(run, mixture, workdir)
     model = _fit_vocabulary(run.model, tokenizer, config)
     optimizer = make_optimizer(run.optimizer, run.total_steps)
@@ -350,15 +349,6 @@ def _check_disk(workdir: Path, state: TrainState) -> None:
         raise UserError(
             f"{workdir}: two checkpoints need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are "
             "free; make room or give another --workdir"
-        )
-
-
-def _check_batch(config: RunConfig, mesh: Mesh) -> None:
-    part, shards = config.input.batch_size // config.accumulate, num_data_shards(mesh)
-    if part % shards:
-        raise UserError(
-            f"input.batch_size: {config.input.batch_size} in {config.accumulate} part(s) does not "
-            f"divide by the mesh's {shards} data shards ({dict(mesh.shape)})"
         )
 
 

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.parallel.data_parallel import value_and_grad
-from florence2_jax.parallel.partitioning import batch_sharding
+from florence2_jax.parallel.partitioning import batch_sharding, num_data_shards
 from florence2_jax.training.config import RunConfig
 from florence2_jax.training.loss import (
     LossConfig,
@@ -25,12 +25,26 @@ from florence2_jax.training.loss import (
     token_weights,
 )
 from florence2_jax.training.state import TrainState, merge, model_graph
+from florence2_jax.typing import UserError
 
 Metrics: TypeAlias = dict[str, jax.Array]
 Step: TypeAlias = Callable[[TrainState, dict[str, Any]], tuple[TrainState, Metrics]]
 
 DEVICE_KEYS = ("image", "prompt_ids", "target_ids", "target_prompts", "task_ids")
 """What of a batch travels to the devices; `target_prompts` only if its targets are packed."""
+
+
+def check_batch(run: RunConfig, mesh: Mesh) -> None:
+    """Raises UserError, with sizes that do, if the batch does not divide by the mesh."""
+    batch, shards = run.input.batch_size, num_data_shards(mesh) * run.accumulate
+    if batch % shards:
+        lower = batch // shards * shards
+        near = [number for number in (lower, lower + shards) if number]
+        raise UserError(
+            f"input.batch_size: {batch} images in {run.accumulate} part(s) do not divide by the "
+            f"{num_data_shards(mesh)} data shards of mesh {dict(mesh.shape)}; take "
+            f"{' or '.join(map(str, near))}"
+        )
 
 
 def make_step(

@@ -142,7 +142,7 @@ def test_a_checkpoint_of_another_size_is_refused(small_run, tmp_path):
         ("mesh", "fsdp", 16, "needs 16 devices, but 8 are present"),
         ("input", "records", "/nowhere", "/nowhere: no such directory"),
         ("input", "split", "test", "no split 'test'; there are"),
-        ("input", "batch_size", 9, "does not divide by the mesh's 8 data shards"),
+        ("input", "batch_size", 9, "do not divide by the 8 data shards"),
         ("tokenizer", "path", "/nowhere", "holds no tokenizer.model"),
     ],
 )
