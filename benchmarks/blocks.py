@@ -35,8 +35,8 @@ from florence2_jax.models.davit import DualBlock
 from florence2_jax.parallel.mesh import MeshConfig, make_mesh
 from florence2_jax.planning import hlo
 from florence2_jax.planning.chips import CHIPS, Topology
+from florence2_jax.planning.dump import NoProgramText, compile_with_text
 from florence2_jax.planning.estimate import estimate
-from florence2_jax.planning.printing import NoProgramText, program_text
 from florence2_jax.planning.worker import describe_devices
 
 PARTS = {
@@ -107,10 +107,11 @@ def measure_one(row: Mapping[str, Any]) -> dict[str, Any]:
     chip = CHIPS[row["chip"]]
     shape = next(shape for shape in chip.shapes if math.prod(shape) == 4)
     devices = describe_devices(Topology(chip, shape))[:1]
+    lowered = lower_part(row, make_mesh(MeshConfig(), devices))
     start = time.perf_counter()
-    compiled = compile_part(row, make_mesh(MeshConfig(), devices))
+    compiled, text = compile_with_text(lowered.compile)
     compile_s = time.perf_counter() - start
-    found = estimate(hlo.parse(program_text(compiled)), chip)
+    found = estimate(hlo.parse(text), chip)
     copies = found.categories.get("copies")
     return {
         "seconds_ms": found.seconds * 1e3,
@@ -129,7 +130,7 @@ def measure_one(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def compile_part(row: Mapping[str, Any], mesh: Mesh) -> Any:
+def lower_part(row: Mapping[str, Any], mesh: Mesh) -> Any:
     """Forward and backward pass of a part, for the one device of `mesh`; bfloat16 throughout."""
     config = VARIANTS[row["variant"]].davit
     dim, num_heads = config.dims[row["stage"] - 1], config.num_heads[row["stage"] - 1]
@@ -163,7 +164,7 @@ def compile_part(row: Mapping[str, Any], mesh: Mesh) -> Any:
             out, pull = jax.vjp(run, params, x)
             return out, pull(d_out)
 
-        return jax.jit(both).lower(params, x, x).compile()
+        return jax.jit(both).lower(params, x, x)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Plans of the pretraining configs on pods, and how a step scales: writes `docs/pod_plans.md`.
 
-    python benchmarks/pod_plans.py                       # everything that is not there yet: hours
+    python benchmarks/pod_plans.py                       # everything that is not there yet
     python benchmarks/pod_plans.py --only pretrain_base  # plans whose name has this in it
     python benchmarks/pod_plans.py --only v5e --again    # also those that are there already
+    python benchmarks/pod_plans.py --whole               # compiles to the end: hours
 
-Each plan is what `florence2-jax plan` says, kept as JSON under `--plans`; the page is written anew
-from those that are there, so that an interrupted run is continued by the same command. A plan is
-one compilation of a full train step: minutes of one or two idle cores, and several times as much
-where it does not fit, since the compiler then looks for what it could recompute.
+Each plan is what `florence2-jax plan --quick` says (with `--whole`: without `--quick`), kept as
+JSON under `--plans`; the page is written anew from those that are there, so that an interrupted run
+is continued by the same command. A quick plan takes one or two minutes of an idle core, a whole one
+about six times as long, and both several times as much where it does not fit, since the compiler
+then looks for what it could recompute.
 """
 
 import argparse
+import copy
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -43,46 +47,65 @@ class Case:
 
     config: str
     topology: Topology
-    images_per_chip: int | None = None  # None: the batch of the run file.
+    batch_size: int | None = None  # None: that of the run file.
 
     @property
     def name(self) -> str:
         slices = f"{self.topology.num_slices}x" if self.topology.num_slices > 1 else ""
-        scaled = f"_{self.images_per_chip}" if self.images_per_chip else ""
+        scaled = "" if self.batch_size in (None, self._own_batch_size) else f"_{self.batch_size}"
         return f"{self.config}_{slices}{self.topology.name}{scaled}".replace(":", "_")
 
-    def run(self) -> dict[str, Any]:
-        """Its report, or what went wrong."""
+    @functools.cached_property
+    def _values(self) -> Mapping[str, Any]:
         file, _, variant = self.config.partition(":")
-        config = load_config(f"{ROOT}/configs/{file}.py:{variant}", [])
-        if self.images_per_chip:
-            config["input"]["batch_size"] = self.images_per_chip * self.topology.num_chips
+        return load_config(f"{ROOT}/configs/{file}.py:{variant}", [])
+
+    @property
+    def _own_batch_size(self) -> int:
+        return self._values["input"]["batch_size"]
+
+    def run(self, *, quick: bool) -> dict[str, Any]:
+        """Its report, or what went wrong."""
+        config = copy.deepcopy(self._values)
+        config["input"]["batch_size"] = self.batch_size or self._own_batch_size
         try:
-            return plan(config, self.topology)
+            return plan(config, self.topology, quick=quick)
         except UserError as error:
             return {"error": str(error)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--plans", type=Path, default=ROOT / "runs" / "plans", help="their JSON")
     parser.add_argument(
         "--only", nargs="*", default=[""], help="plans that have this in their name"
     )
     parser.add_argument("--again", action="store_true", help="also plans that are there already")
+    parser.add_argument("--whole", action="store_true", help="generate code, compile to the end")
     args = parser.parse_args()
     args.plans.mkdir(parents=True, exist_ok=True)
     pods = [Case(name, Topology.parse(*pod)) for name in CONFIGS for pod in PODS]
-    scaling = [Case(SCALING_CONFIG, Topology.parse(*t), IMAGES_PER_CHIP) for t in SCALING]
-    for case in (*pods, *scaling):
+    slices = [Topology.parse(*name) for name in SCALING]
+    scaling = [Case(SCALING_CONFIG, one, IMAGES_PER_CHIP * one.num_chips) for one in slices]
+    for case in {case.name: case for case in (*pods, *scaling)}.values():
         path = args.plans / f"{case.name}.json"
-        if not any(part in case.name for part in args.only) or (path.exists() and not args.again):
+        if not any(part in case.name for part in args.only):
+            continue
+        if not args.again and _is_there(path, whole=args.whole):
             continue
         started_s = time.perf_counter()
-        path.write_text(json.dumps(case.run(), indent=1) + "\n", encoding="utf-8")
+        report = case.run(quick=not args.whole)
+        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         print(f"{case.name}: {time.perf_counter() - started_s:.0f} s", file=sys.stderr)
         write_page(args.plans, pods, scaling)
     write_page(args.plans, pods, scaling)
+
+
+def _is_there(path: Path, *, whole: bool) -> bool:
+    if not path.exists():
+        return False
+    report = json.loads(path.read_text(encoding="utf-8"))
+    return not whole or "error" in report or not report["fits"] or report["has_code"]
 
 
 def write_page(folder: Path, pods: Sequence[Case], scaling: Sequence[Case]) -> None:
@@ -118,7 +141,7 @@ time by the TPU compiler (libtpu) for the whole slice, and its program is read: 
 often its loops run, what it moves, what it sends.
 
 MFU = useful FLOPs of a step / (devices x time of a step x bfloat16 peak of a device). Useful FLOPs
-are counted from the model's equations (`planning/flops.py`): an image once, its prompts and targets
+are counted from the model's equations (`models/flops.py`): an image once, its prompts and targets
 each, three times the forward pass; what is computed again in the backward pass is not useful. The
 time of a step has three estimates:
 
@@ -127,6 +150,9 @@ time of a step has three estimates:
 - **RL + collectives**: the same, with no collective hidden: bytes sent over bandwidth, no latency.
 - **cyc**: the cycles that the compiler itself expects, without collectives. Pessimistic where
   memory is the limit, and it knows nothing of Pallas kernels; good for ranking.
+
+Plans that were not compiled to the end stop once every operation is scheduled and every buffer has
+its place: they have no cycles, and nothing shows that code can be generated for them.
 
 Memory is what the compiler allotted, of what it lets a program use. Cores per host suppose 8 ms of
 processor time per image (`--host-ms`; `benchmarks/input.py` measures yours).
@@ -138,7 +164,7 @@ _SCALING_HEAD = f"""## Weak scaling
 slices of 256, joined by the data-centre network (DCN).
 """
 
-_FIT = "config|on|mesh|images per chip|remat|GiB needed|of|fits|compiled in s".split("|")
+_FIT = "config|on|mesh|images per chip|remat|GiB needed|of|fits|planned in s|to the end".split("|")
 _SPEED = (
     "config|on|RL ms|MFU|RL + collectives ms|MFU|cyc ms|MFU|useful GFLOP/image|executed / useful|"
     "HBM GB/image|ICI ms|DCN ms"
@@ -156,7 +182,7 @@ def _names(case: Case) -> list[str]:
 
 def _fit(case: Case, report: Mapping[str, Any]) -> list[str]:
     if "error" in report:
-        return [*_names(case), *[""] * 5, "no, see below", ""]
+        return [*_names(case), *[""] * 5, "no, see below", "", ""]
     memory = report["memory"]
     return [
         *_names(case),
@@ -167,6 +193,7 @@ def _fit(case: Case, report: Mapping[str, Any]) -> list[str]:
         number(memory["available"] / GIB),
         "yes" if report["fits"] else "no, see below",
         number(report["compile_s"]),
+        "yes" if report["has_code"] else "",
     ]
 
 
@@ -238,7 +265,8 @@ def _problems(reports: Sequence[tuple[Case, Mapping[str, Any]]]) -> str:
             flags = " or ".join(f"`{flag}`" for flag in remedies["overrides"])
             lines.append(f"- {name} fits with {flags}.")
         if report["fits"]:
-            lines += [f"- {name}: {what}: {why}" for what, why in report["missing"].items()]
+            missing = {what: why for what, why in report["missing"].items() if "--quick" not in why}
+            lines += [f"- {name}: {what}: {why}" for what, why in missing.items()]
     return "\n".join([*lines, ""]) if lines else ""
 
 

@@ -1,19 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures shared by all tests."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
 # Eight devices before JAX starts, so that sharded and single-device runs compare in one process.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Most of the time goes into compiling programs that run a few times: less optimised, half of it.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The TPU compiler looks for no TPU, and several of these processes may have it open.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-# Commands keep compiled programs in the user's cache; tests leave it alone.
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+# Commands keep compiled programs in the user's cache; tests leave it alone. They share one of their
+# own, made by the first process and left to its workers and to the commands that they start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache = tempfile.mkdtemp(prefix="compiled")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,11 @@ def parser() -> argparse.ArgumentParser:
         help="processor time to prepare an image; measure it with benchmarks/input.py (8)",
     )
     command.add_argument(
+        "--quick",
+        action="store_true",
+        help="stop before code is generated: most of the time, none of the main estimates",
+    )
+    command.add_argument(
         "--no-search", action="store_true", help="where it does not fit, do not look for what does"
     )
     leaf(command, _run)
@@ -83,6 +88,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             topology,
             host_ms_per_image=args.host_ms,
             with_search=not args.no_search,
+            quick=args.quick,
             on_progress=lambda words: progress.update(bar, description=words),
         )
     _show(console, report, f"{args.config} on {topology}")

@@ -6,12 +6,14 @@ eval flag, and a block gives the same result alone, rematerialised or inside a s
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from florence2_jax.models.config import PAD_ID
@@ -21,6 +23,8 @@ Key: TypeAlias = jax.Array | None
 
 LAYER_NORM_EPS = 1e-5  # Everywhere in the released models.
 normal_init = nnx.initializers.normal(0.02)  # Everywhere too: timm's truncation is at 100 sigma.
+SAVED_NAME = "dense"
+"""Of results that the remat policy `dots` keeps: biased, so that nothing is left to be added."""
 
 
 def split_key(key: Key, num: int) -> Sequence[Key]:
@@ -45,12 +49,29 @@ def drop_path(x: Float[Array, "B *axes"], rate: float | Array, key: Key) -> Floa
     if key is None or (isinstance(rate, float) and rate == 0):
         return x
     keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+    # One factor per sample, in the type of `x`: a float32 one would widen all that it scales.
+    return x * (keep / (1 - rate)).astype(x.dtype)
 
 
+@jax.custom_vjp
 def gelu(x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
-    """The exact GELU; `erf` as in PyTorch, cheaper than the `erfc` of `jax.nn.gelu`."""
-    return 0.5 * x * (1 + jax.lax.erf(x * 0.5**0.5))
+    """The exact GELU; `erf` as in PyTorch, cheaper than the `erfc` of `jax.nn.gelu`.
+
+    Its gradient is made of `x` alone, so that nothing of the size of `x` is kept besides.
+    """
+    return x * _normal_cdf(x)
+
+
+def _normal_cdf(x: Array) -> Array:
+    return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+def _gelu_backward(x: Array, grad: Array) -> tuple[Array]:
+    density = jnp.exp(-0.5 * x * x) * (2 * math.pi) ** -0.5
+    return (grad * (_normal_cdf(x) + x * density),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 class Linear(nnx.Module):
@@ -64,7 +85,7 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "*axes D"]) -> Float[Array, "*axes F"]:
         kernel, bias = self.kernel[...].astype(self.dtype), self.bias[...].astype(self.dtype)
         y = x.astype(self.dtype).reshape(-1, x.shape[-1]) @ kernel + bias
-        return y.reshape(*x.shape[:-1], -1)
+        return checkpoint_name(y, SAVED_NAME).reshape(*x.shape[:-1], -1)
 
 
 class LayerNorm(nnx.Module):
@@ -138,7 +159,9 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(mlp_dim, dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*axes D"], *, key: Key = None) -> Float[Array, "*axes D"]:
-        return self.fc2(dropout(gelu(self.fc1(x)), self.activation_dropout, key))
+        # Rows stay flat in between: sequences of odd lengths would be laid out anew each time.
+        hidden = gelu(self.fc1(x.reshape(-1, x.shape[-1])))
+        return self.fc2(dropout(hidden, self.activation_dropout, key)).reshape(x.shape)
 
 
 class DepthwiseConv(nnx.Module):
@@ -194,7 +217,7 @@ class SharedEmbedding(nnx.Module):
 
 Stack: TypeAlias = nnx.Module
 
-_POLICIES = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+_POLICIES = {"full": None, "dots": jax.checkpoint_policies.save_only_these_names(SAVED_NAME)}
 
 
 def make_stack(make_layer: Callable[[], nnx.Module], depth: int, *, scan: bool) -> Stack:
@@ -221,7 +244,7 @@ def run_stack(
         x: what the layers pass on.
         context: what every layer reads besides.
         remat: `"none"`, `"full"` (each layer is recomputed in the backward pass) or `"dots"` (all
-            of it but its dense products).
+            of it but the results of dense layers and of the kernel of window attention).
         key: split into one per layer.
         per_layer: sequences with one entry per layer.
     """

@@ -3,7 +3,7 @@
 
 Figures are those of one JAX device, which is a chip, except that a tpu7x chip is two devices.
 Sources: Google's pages "TPU v4", "v5e", "v5p", "v6e" and "TPU7x" at docs.cloud.google.com/tpu/docs
-(read in November 2026) for memory, peak, ICI and DCN; what is not from there is marked.
+for memory, peak, ICI and DCN; what is not from there is marked.
 """
 
 import dataclasses

@@ -35,11 +35,16 @@ class Compiled:
     """
 
     program: Mapping[str, Any]  # See `worker.describe`.
-    memory: Mapping[str, int] | None = None  # See `worker.memory`.
+    memory: Mapping[str, int] | None = None  # See `worker.memory`; quick: without generated code.
     needed_bytes: int | None = None  # Where it does not fit and the compiler says how much it is.
     analysis: Mapping[str, Any] | None = None  # See `worker.analyse`.
-    compile_s: float | None = None
+    compile_s: float | None = None  # Until it was scheduled, if quick.
     missing: str = ""
+
+    @property
+    def has_code(self) -> bool:
+        """Whether it was compiled to its end."""
+        return self.memory is not None and "generated_code" in self.memory
 
     @property
     def fits(self) -> bool:
@@ -48,13 +53,20 @@ class Compiled:
 
 
 def compile_run(
-    config: Mapping[str, Any], topology: Topology, *, with_analysis: bool = True
+    config: Mapping[str, Any],
+    topology: Topology,
+    *,
+    with_analysis: bool = True,
+    quick: bool = False,
 ) -> Compiled:
     """Compiles the train step of a run file. Takes minutes for a model of full size.
 
     Args:
         config: a run file's values.
         with_analysis: also read the compiled program: time, traffic, collectives.
+        quick: stop once the program is scheduled and every buffer has its place, which is a small
+            part of the work. Then the code is not generated: its size, the compiler's cycles, and
+            whether it comes to its end are not known.
 
     Raises:
         UserError: if the run does not fit the topology, libtpu is not installed, or it failed
@@ -69,10 +81,11 @@ def compile_run(
         "topology": topology.name,
         "slices": topology.num_slices,
         "with_analysis": with_analysis,
+        "quick": quick,
     }
     with tempfile.TemporaryDirectory(prefix="plan") as folder:
         answers, errors = Path(folder, "answers.jsonl"), Path(folder, "errors.txt")
-        command = [sys.executable, "-P", "-m", "florence2_jax.planning.worker", str(answers)]
+        command = [sys.executable, "-P", "-m", "florence2_jax.planning.worker", folder]
         with errors.open("wb") as file:
             status = subprocess.run(
                 command,

@@ -5,9 +5,10 @@
 of the time in which HBM moves its bytes and the time in which the MXU does its products. Bytes
 count the padding of tiles; buffers that the compiler placed in VMEM are free, and of a slice, or of
 a buffer that is updated in place, only the part that is touched counts. Products are rounded up to
-the sides of the MXU. It is optimistic: nothing is counted for the vector unit, for the latency of
-transfers, or for collectives. In one place it is not: a copy that runs beside other work, such as
-one of weights into VMEM, counts as an operation of its own.
+the sides of the MXU. Copies that run beside other work, such as one of weights into VMEM, fill the
+time in which the products of the same loop body leave HBM idle; only what is left over counts. It
+is optimistic: nothing is counted for the vector unit, for the latency of transfers, or for
+collectives.
 
 `cycle_seconds` is the sum of the compiler's own `estimated_cycles` over the clock. It is
 pessimistic, 2 to 4 times where memory is the limit, and knows nothing of Pallas kernels.
@@ -40,6 +41,10 @@ CATEGORIES: tuple[tuple[str, str], ...] = (
     ("optimizer", r"optimizer|optax|adam"),
     ("parameter casts", r":_?gather(_params)?\b"),
 )
+
+_MOVES = {"copy", "dynamic-slice", "dynamic-update-slice", "slice"}
+_TRANSFER = "prefetch"
+"""Category of what moves between HBM and VMEM beside other work."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +105,8 @@ def estimate(module: Module, chip: Chip, *, num_costliest: int = 20) -> Estimate
     schedule = walk(module)
     total, kernels, categories = Cost(), Cost(), {}
     operations, unknown_kernels = [], []
+    idle_s: dict[str, float] = {}  # Of HBM, by loop body.
+    transfers_s: dict[str, float] = {}
     for execution in schedule.executions:
         instruction = execution.instruction
         graph = _graph(module, execution)
@@ -110,7 +117,13 @@ def estimate(module: Module, chip: Chip, *, num_costliest: int = 20) -> Estimate
             kernels += cost
             if instruction.configured("flops") is None:
                 unknown_kernels.append(instruction.name)
-        category = _category(module, instruction, graph)
+        category = _category(module, execution, graph)
+        body = execution.body
+        if category == _TRANSFER:
+            transfers_s[body] = transfers_s.get(body, 0.0) + cost.seconds
+        else:
+            idle = cost.seconds - cost.hbm_bytes / chip.hbm_bytes_per_s
+            idle_s[body] = idle_s.get(body, 0.0) + idle
         total += cost
         categories[category] = categories.get(category, Cost()) + cost
         operations.append(
@@ -123,6 +136,10 @@ def estimate(module: Module, chip: Chip, *, num_costliest: int = 20) -> Estimate
                 cost=cost,
             )
         )
+    hidden = [min(seconds, idle_s.get(body, 0.0)) for body, seconds in transfers_s.items()]
+    if hidden:
+        total += Cost(seconds=-sum(hidden))
+        categories[_TRANSFER] += Cost(seconds=-sum(hidden))
     operations.sort(key=lambda operation: -operation.cost.seconds)
     by_cost = sorted(categories.items(), key=lambda item: -item[1].seconds)
     return Estimate(
@@ -205,10 +222,11 @@ def _is_kernel(instruction: Instruction) -> bool:
     return instruction.attribute("custom_call_target") == '"tpu_custom_call"'
 
 
-def _category(module: Module, instruction: Instruction, graph: Graph) -> str:
+def _category(module: Module, execution: Execution, graph: Graph) -> str:
+    instruction = execution.instruction
     opcodes = {node.instruction.opcode for node in graph.nodes}
-    if instruction.opcode.endswith("-start"):
-        return "prefetch"  # Between HBM and VMEM, beside other work.
+    if execution.is_async and instruction.opcode.removesuffix("-start") in _MOVES:
+        return _TRANSFER
     if not opcodes & {"convolution", "dot"}:
         if instruction.opcode in ("copy", "transpose", "reshape"):
             return "copies"

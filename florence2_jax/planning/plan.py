@@ -19,18 +19,22 @@ def plan(
     *,
     host_ms_per_image: float = HOST_MS_PER_IMAGE,
     with_search: bool = True,
+    quick: bool = False,
     on_progress: Callable[[str], None] = lambda words: None,
 ) -> dict[str, Any]:
     """The report of a run file on a topology, see `report.make_report`.
 
     Where the run does not fit, `remedies` say what does, see `search.Remedies`.
 
+    Args:
+        quick: see `compile_run`; the search is always quick.
+
     Raises:
         UserError: for whatever of config, topology and compiler cannot work.
     """
     run = RunConfig.create(config)
     on_progress(f"compiling the train step for {topology}; minutes for a model of full size")
-    compiled = compile_run(config, topology)
+    compiled = compile_run(config, topology, quick=quick)
     report = make_report(run, topology, compiled, host_ms_per_image=host_ms_per_image)
     if compiled.fits or not with_search:
         return report
@@ -38,7 +42,7 @@ def plan(
     def try_out(changed: Mapping[str, Any], topology: Topology) -> Compiled:
         remat, batch = changed["model"]["remat"], changed["input"]["batch_size"]
         on_progress(f"it does not fit; trying {batch} images with remat {remat}")
-        return compile_run(changed, topology, with_analysis=False)
+        return compile_run(changed, topology, with_analysis=False, quick=True)
 
     remedies = find_remedies(config, topology, compiled, try_out)
     own = dataclasses.asdict(remedies)

@@ -143,9 +143,10 @@ class Program:
         """Of a saved state, all devices together, each array once."""
         return sum(_num_bytes(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(self.state))
 
-    def compile(self) -> Any:
+    def compile(self, compiler_options: dict[str, Any] | None = None) -> Any:
         """Compiles for the mesh's devices, which need not be there."""
-        return compile_step(self.step, self.state, self.shardings, self.batch, self.mesh)
+        arguments = self.step, self.state, self.shardings, self.batch, self.mesh
+        return compile_step(*arguments, compiler_options=compiler_options)
 
 
 def abstract_batch(run: RunConfig, image_size: Size) -> dict[str, jax.ShapeDtypeStruct]:

@@ -16,9 +16,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from florence2_jax.models.flops import Flops, model_flops
 from florence2_jax.planning.chips import Topology
 from florence2_jax.planning.compile import Compiled
-from florence2_jax.planning.flops import Flops, model_flops
 from florence2_jax.training.config import RunConfig
 
 HOST_MS_PER_IMAGE = 8.0
@@ -30,6 +30,8 @@ ESTIMATORS = {
     "RL + collectives": "the same, no collective hidden",
     "cyc": "the compiler's cycles, without collectives: pessimistic",
 }
+
+_NO_CODE = "its code was not generated (--quick)"
 
 
 def make_report(
@@ -58,6 +60,7 @@ def make_report(
         "remat": program["remat"],
         "accumulate": program["accumulate"],
         "fits": compiled.fits,
+        "has_code": compiled.has_code,
         "memory": _memory(topology, compiled),
         "missing": {},
     }
@@ -66,6 +69,8 @@ def make_report(
     if not compiled.fits:
         report["missing"]["time"] = "nothing was compiled: it does not fit"
         return report
+    if not compiled.has_code:
+        report["missing"]["the program's own size"] = _NO_CODE
     flops = _flops(config, program)
     report["flops"] = {
         "useful_per_image": flops.per_image,
@@ -102,15 +107,17 @@ def _memory(topology: Topology, compiled: Compiled) -> dict[str, int]:
     found = compiled.memory
     # Outputs that are no donated inputs: metrics, and what could not be donated.
     new_outputs = found["output"] - found["alias"]
-    needed = found["argument"] + new_outputs + found["temp"] + found["generated_code"]
-    return parts | {
+    code = found.get("generated_code")
+    needed = found["argument"] + new_outputs + found["temp"] + (code or 0)
+    sizes = {
         "layout_padding": found["argument"] - sum(own.values()),
         "new_outputs": new_outputs,
         "temporaries": found["temp"],
-        "program": found["generated_code"],
+        "program": code,
         "needed": needed,
         "headroom": chip.hbm_bytes - needed,
     }
+    return parts | {name: size for name, size in sizes.items() if size is not None}
 
 
 def _read(
@@ -131,7 +138,7 @@ def _read(
     seconds["RL + collectives"] = analysis["rl_s"] + sum(network_s.values())
     missing = dict(report["missing"])
     if analysis["cyc_s"] is None:
-        missing["cyc"] = "the compiler gave no cycles"
+        missing["cyc"] = "the compiler gave no cycles" if report["has_code"] else _NO_CODE
     else:
         seconds["cyc"] = analysis["cyc_s"]
     if analysis["unknown_loops"]:

@@ -16,6 +16,8 @@ class Execution:
     instruction: Instruction
     computation: Computation
     trips: int
+    body: str  # The loop body (or entry) it is a part of, also where an inner call runs it.
+    is_async: bool  # Whether it runs beside the other work of that body.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +40,14 @@ def walk(module: Module) -> Schedule:
     executions: list[Execution] = []
     unknown: list[str] = []
 
-    def visit(computation: Computation, trips: int) -> None:
+    def visit(computation: Computation, trips: int, body: str, is_async: bool) -> None:
         for instruction in computation:
             called = _called(module, instruction) if instruction.opcode in _CALLERS else []
             if not called:
-                executions.append(Execution(instruction, computation, trips))
+                beside = is_async or instruction.opcode.endswith("-start")
+                executions.append(Execution(instruction, computation, trips, body, beside))
                 continue
-            count = 1
+            count, starts = 1, instruction.opcode.endswith("-start")
             if instruction.opcode == "while":
                 known = trip_count(module, computation, instruction)
                 if known is None:
@@ -52,13 +55,15 @@ def walk(module: Module) -> Schedule:
                 else:
                     count = known
             for inner in called:
-                visit(inner, trips * count)
+                inside = inner.name if instruction.opcode == "while" else body
+                visit(inner, trips * count, inside, is_async or starts)
 
-    visit(module.entry, 1)
+    visit(module.entry, 1, module.entry.name, False)
     return Schedule(tuple(executions), tuple(unknown))
 
 
-_CALLERS = {"while", "conditional", "call", "async-start", "call-start", "custom-call-start"}
+_CALLERS = {"while", "conditional", "call", "custom-call"}
+_CALLERS |= {"async-start", "call-start", "custom-call-start"}
 
 
 def _called(module: Module, instruction: Instruction) -> list[Computation]:

@@ -71,9 +71,15 @@ def headline(report: Mapping[str, Any]) -> list[str]:
         f"per {unit}, {width} x {height} px, {report['prompts_per_image']} prompts each, "
         f"remat {report['remat']}",
         f"{vocabulary['size']:,} tokens ({vocabulary['source']})",
-        f"compiled in {report['compile_s']:.0f} s by {versions}",
+        f"{_done(report)} in {report['compile_s']:.0f} s by {versions}",
         f"{verdict}: {needed} {memory['available'] / GIB:.2f} GiB per {unit}",
     ]
+
+
+def _done(report: Mapping[str, Any]) -> str:
+    if not report["fits"]:
+        return "given up"
+    return "compiled" if report["has_code"] else "scheduled, without generating code,"
 
 
 def tables(report: Mapping[str, Any]) -> list[Table]:

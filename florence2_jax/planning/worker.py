@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The process that holds the TPU compiler: a request on its standard input, answers in a file.
 
-    python -m florence2_jax.planning.worker ANSWERS < REQUEST
+    python -m florence2_jax.planning.worker FOLDER < REQUEST
 
-Answers are lines of JSON, written as soon as they are known: what can be had before the compiler
-crashes is not lost with it.
+Answers are lines of JSON in FOLDER, written as soon as they are known: what can be had before the
+compiler crashes is not lost with it.
 """
 
 import dataclasses
 import json
+import os
 import re
 import sys
+import threading
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ import jax
 from jax.errors import JaxRuntimeError
 from jax.experimental import topologies
 
-from florence2_jax.planning import collectives, estimate, hlo, printing
+from florence2_jax.planning import collectives, dump, estimate, hlo
 from florence2_jax.planning.chips import Topology
 from florence2_jax.planning.program import Program
 from florence2_jax.typing import UserError
@@ -32,23 +35,26 @@ _NEEDED = (
 )
 
 
-def main(answers: Path) -> None:
+ANSWERS = "answers.jsonl"
+
+
+def main(folder: Path) -> None:
     """Answers one request."""
     request = json.load(sys.stdin)
 
     def answer(**facts: Any) -> None:
-        with answers.open("a", encoding="utf-8") as file:
+        with (folder / ANSWERS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(facts) + "\n")
 
     try:
-        _answer(request, answer)
+        _answer(request, folder / "hlo", answer)
     except UserError as error:
         answer(user_error=str(error))
     except Exception as error:  # Whatever it is, the other process turns it into one line.
         answer(failed=_first_line(error))
 
 
-def _answer(request: dict[str, Any], answer) -> None:
+def _answer(request: dict[str, Any], dumps: Path, answer: Callable[..., None]) -> None:
     topology = Topology.parse(request["topology"], request["slices"])
     try:
         devices = describe_devices(topology)
@@ -59,18 +65,34 @@ def _answer(request: dict[str, Any], answer) -> None:
     answer(program=describe(program))
     check_state(program, topology)
     started_s = time.perf_counter()
+
+    def answer_early() -> None:
+        """Ends the process once the program is scheduled."""
+        try:
+            text, memory = dump.await_schedule(dumps)
+            answer(memory=memory, compile_s=time.perf_counter() - started_s)
+            if request["with_analysis"]:
+                answer(analysis=analyse(text, program, topology))
+        except Exception as error:
+            answer(failed=_first_line(error))
+        os._exit(0)  # The compiler cannot be stopped in another way.
+
+    early = threading.Thread(target=answer_early, daemon=True)
+    if request["quick"]:
+        early.start()
     try:
-        compiled = program.compile()
+        compiled = program.compile(dump.options(dumps))
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        answer(does_not_fit=True, needed_bytes=needed_bytes(str(error)))
+        needed, seconds = needed_bytes(str(error)), time.perf_counter() - started_s
+        answer(does_not_fit=True, needed_bytes=needed, compile_s=seconds)
         return
-    finally:
-        answer(compile_s=time.perf_counter() - started_s)
-    answer(memory=memory(compiled))
+    if request["quick"]:
+        early.join()
+    answer(memory=memory(compiled), compile_s=time.perf_counter() - started_s)
     if request["with_analysis"]:
-        answer(analysis=analyse(compiled, program, topology))
+        answer(analysis=analyse(dump.finished_text(dumps), program, topology))
 
 
 def check_state(program: Program, topology: Topology) -> None:
@@ -126,9 +148,9 @@ def needed_bytes(message: str) -> int | None:
     return None
 
 
-def analyse(compiled: Any, program: Program, topology: Topology) -> dict[str, Any]:
+def analyse(text: str, program: Program, topology: Topology) -> dict[str, Any]:
     """Estimates out of the text of the compiled program."""
-    module = hlo.parse(printing.program_text(compiled))
+    module = hlo.parse(text)
     found = estimate.estimate(module, topology.chip)
     return {
         "rl_s": found.seconds,

@@ -73,7 +73,9 @@ def token_cross_entropy(
 ) -> Float[Array, "B K T"]:
     """Negative log-probability of every target token in float32; 0 at padding."""
     logits = logits.astype(jnp.float32)
-    picked = jnp.take_along_axis(logits, target_ids[..., None], axis=-1)[..., 0]
+    # A sum over the vocabulary, not a lookup: the gradient of a lookup writes all logits again.
+    is_target = target_ids[..., None] == jnp.arange(logits.shape[-1])
+    picked = jnp.where(is_target, logits, 0.0).sum(axis=-1)
     if config.location_smoothing_bins:
         bins = target_ids - first_location_id
         is_location = _are_locations(target_ids, first_location_id)

@@ -145,7 +145,15 @@ def _accumulate(part_gradient, batch: dict[str, Any], number: int):
     return total
 
 
-def compile_step(step: Step, state: TrainState, shardings: Any, batch: dict[str, Any], mesh: Mesh):
+def compile_step(
+    step: Step,
+    state: TrainState,
+    shardings: Any,
+    batch: dict[str, Any],
+    mesh: Mesh,
+    *,
+    compiler_options: dict[str, Any] | None = None,
+):
     """Compiles a step ahead of time for one mesh; its state is donated, its metrics replicated.
 
     Args:
@@ -159,4 +167,4 @@ def compile_step(step: Step, state: TrainState, shardings: Any, batch: dict[str,
         donate_argnums=0,
     )
     with jax.set_mesh(mesh):
-        return jitted.lower(state, batch).compile()
+        return jitted.lower(state, batch).compile(compiler_options)

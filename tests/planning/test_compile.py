@@ -8,10 +8,22 @@ import pytest
 from florence2_jax.planning import compile as compile_lib
 from florence2_jax.planning.chips import Topology
 from florence2_jax.planning.compile import compile_run
+from florence2_jax.planning.report import make_report
 from florence2_jax.planning.worker import needed_bytes
+from florence2_jax.training.config import RunConfig
 from florence2_jax.typing import UserError
 
 TOPOLOGY = Topology.parse("v5e:2x2")
+
+
+def test_a_quick_plan_has_time_and_memory_but_no_code(small_run):
+    found = compile_run(small_run, TOPOLOGY, quick=True)
+    assert found.fits and not found.has_code and not found.missing
+    assert found.analysis is not None and found.analysis["rl_s"] > 0
+    assert found.analysis["cyc_s"] is None
+    report = make_report(RunConfig.create(small_run), TOPOLOGY, found)
+    assert "cyc" in report["missing"] and "cyc" not in report["estimates"]
+    assert report["estimates"]["RL"]["mfu"] > 0 and "program" not in report["memory"]
 
 
 def test_a_missing_compiler_is_named_with_how_to_get_it(small_run, monkeypatch):

@@ -124,6 +124,29 @@ ENTRY %e (s: f32[12,64,128], i: s32[], a: f32[1,64,128], b: f32[1,64,128]) -> (f
     assert estimate.estimate(hlo.parse(text), V5E).hbm_bytes == read + written
 
 
+@pytest.mark.parametrize(("rows", "hidden"), [(8192, 1.0), (128, 0.0)])
+def test_copies_beside_other_work_fill_the_time_that_its_products_leave_to_hbm(rows, hidden):
+    """64 MiB go to VMEM while a product runs: of many rows the MXU is the limit, of few HBM."""
+    text = f"""HloModule m
+ENTRY %e (a: bf16[{rows},8192], b: bf16[8192,8192], c: bf16[4096,8192]) -> bf16[{rows},8192] {{
+  %a = bf16[{rows},8192]{{1,0}} parameter(0)
+  %b = bf16[8192,8192]{{1,0}} parameter(1)
+  %c = bf16[4096,8192]{{1,0}} parameter(2)
+  %s = (bf16[4096,8192]{{1,0:S(1)}}, bf16[4096,8192]{{1,0}}, u32[]{{:S(2)}}) copy-start(%c)
+  ROOT %d = bf16[{rows},8192]{{1,0}} dot(%a, %b), lhs_contracting_dims={{1}}, \
+rhs_contracting_dims={{0}}
+  %z = bf16[4096,8192]{{1,0:S(1)}} copy-done(%s)
+}}"""
+    found = estimate.estimate(hlo.parse(text), V5E)
+    product_s = max(
+        2 * rows * 8192**2 / V5E.bf16_flops,
+        2 * 8192 * (2 * rows + 8192) / V5E.hbm_bytes_per_s,
+    )
+    copy_s = 4096 * 8192 * 2 / V5E.hbm_bytes_per_s
+    assert found.seconds == pytest.approx(product_s + (1 - hidden) * copy_s, rel=0.02)
+    assert found.hbm_bytes == 2 * 8192 * (2 * rows + 8192) + 4096 * 8192 * 2
+
+
 def test_depthwise_convolutions_count_their_taps_and_use_no_mxu(mesh):
     channels, side, batch = 128, 24, 8
 

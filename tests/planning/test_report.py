@@ -5,10 +5,10 @@ import dataclasses
 
 import pytest
 
+from florence2_jax.models.flops import model_flops
 from florence2_jax.planning import tables
 from florence2_jax.planning.chips import Topology
 from florence2_jax.planning.compile import Compiled
-from florence2_jax.planning.flops import model_flops
 from florence2_jax.planning.report import make_report
 from florence2_jax.training.config import RunConfig
 

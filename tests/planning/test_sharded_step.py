@@ -17,7 +17,7 @@ from jax.experimental import topologies
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.parallel.mesh import MeshConfig, make_mesh
 from florence2_jax.parallel.partitioning import state_shardings
-from florence2_jax.planning import collectives, hlo, printing
+from florence2_jax.planning import collectives, dump, hlo
 from florence2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from florence2_jax.training.state import TrainState, init_params, model_graph
 from florence2_jax.training.step import compile_step, train_step
@@ -58,8 +58,11 @@ def step():
     function = functools.partial(
         train_step, graphdef=model_graph(CONFIG), optimizer=optimizer, seed=0
     )
-    compiled = compile_step(function, state, state_shardings(state, mesh), batch, mesh)
-    return printing.program_text(compiled), mesh, state.params
+    arguments = function, state, state_shardings(state, mesh), batch, mesh
+    _, text = dump.compile_with_text(
+        lambda options: compile_step(*arguments, compiler_options=options)
+    )
+    return text, mesh, state.params
 
 
 def test_no_chip_sees_the_whole_batch(step):

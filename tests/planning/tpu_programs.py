@@ -11,7 +11,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from florence2_jax.planning import hlo, printing
+from florence2_jax.planning import dump, hlo
 
 # Before libtpu is loaded: it asks no metadata server, and processes do not wait for each other.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -34,5 +34,5 @@ def array(shape: tuple[int, ...], mesh: Mesh, spec: P = P(), dtype=jnp.bfloat16)
 def compile_module(function: Callable, *arguments, out: P | None = None) -> hlo.Module:
     """Compiles for the mesh of the arguments."""
     sharding = None if out is None else NamedSharding(arguments[0].sharding.mesh, out)
-    compiled = jax.jit(function, out_shardings=sharding).lower(*arguments).compile()
-    return hlo.parse(printing.program_text(compiled))
+    lowered = jax.jit(function, out_shardings=sharding).lower(*arguments)
+    return hlo.parse(dump.compile_with_text(lowered.compile)[1])

@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 
 from florence2_jax.models.kernels import window_pallas
 from florence2_jax.models.kernels.choice import is_tiled
+from florence2_jax.models.layers import SAVED_NAME
 from florence2_jax.parallel.per_device import per_device, target_platform
 
 WINDOWS = ("batch", None, None)  # Windows are cut as the batch they come from.
-SAVED_NAME = "window_attention"  # By which a remat policy may keep the kernel's results.
 
 
 def window_attention(

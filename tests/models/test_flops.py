@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 from florence2_jax.models.config import Florence2Config
+from florence2_jax.models.flops import davit_stage_flops, model_flops
 from florence2_jax.models.florence2 import Florence2
-from florence2_jax.planning.flops import davit_stage_flops, model_flops
 
 # GFLOP of a forward pass, prompts of 32 tokens, targets of 64, 256 and 1,024; counted by a
 # prototype before this code was written, to the digits given.
