@@ -80,7 +80,7 @@ def test_help_answers_at_once():
 
 def test_every_file_names_its_licence():
     root = PACKAGE.parent
-    for folder in ("florence2_jax", "tests", "configs", "benchmarks"):
+    for folder in ("florence2_jax", "tests", "configs", "benchmarks", "launch"):
         for path in (root / folder).rglob("*.py"):
             first = path.read_text(encoding="utf-8").partition("\n")[0]
             is_empty = not path.read_text(encoding="utf-8").strip()

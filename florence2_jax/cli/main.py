@@ -25,6 +25,9 @@ COMMANDS = {
     "convert": "checkpoints, tokenizer and processor to and from PyTorch, both ways",
     "records": "make, import, check, count and look at FLD records",
     "plan": "will a run fit its TPUs, how fast is it: by the TPU compiler, without a TPU",
+    "checkpoint": "list what a run has saved, verify it against its digests",
+    "goodput": "where the time of a run went, over all its starts",
+    "replay": "run a step that went wrong once more, on this machine's processor",
     "tokenizer": "train a SentencePiece tokenizer on a store's texts",
 }
 

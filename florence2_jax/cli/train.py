@@ -1,8 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`florence2-jax train`: pretrain or fine-tune from a run file."""
+"""`florence2-jax train`: pretrain or fine-tune from a run file.
+
+On several hosts the same command is started on each, with the same code, run file, records and
+workdir. JAX finds the hosts of a TPU pod, a GKE JobSet or a Slurm job by itself; elsewhere each
+gets `--coordinator HOST:PORT --num-processes N --process-id I`, or the same in the environment as
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+Exit statuses:
+    0    the run's last step is done
+    2    something the user must mend, told in one line; starting again will not help
+    75   stopped by SIGTERM or SIGINT and saved, or another host was lost: start again on all hosts
+    130  aborted by a second SIGINT: start again, from the last checkpoint
+    134  JAX ended the process because another host is gone (SIGABRT): start again on all hosts
+    1, 137 and others: a defect, or killed (out of memory): look at the log; starting again is safe
+
+So a restarter starts again unless the status is 0 or 2, and gives up after some crashes in a row.
+"""
 
 import argparse
+import dataclasses
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +34,12 @@ _EXAMPLES = """examples:
       --config.input.records=/data/fld --config.mesh.fsdp=8
 
 Any value of the run file can be replaced: --config.optimizer.peak_lr=3e-4. Run the same command
-again and it goes on after its newest checkpoint.
+again and it goes on after its newest checkpoint. Ctrl-C or SIGTERM: it saves and stops.
+
+On several hosts start the same command on each; JAX finds TPU, GKE and Slurm hosts by itself.
+
+exit status: 0 done; 2 mend what is said and start again; 75 saved before its end, or another host
+is gone: start again; anything else: a crash, see the log.
 """
 
 
@@ -35,6 +59,13 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--stop-after", type=int, metavar="STEP", help="stop and save after this step"
     )
+    group = command.add_argument_group("hosts", "only where JAX does not find them by itself")
+    for flag, kind, name, text in (
+        ("--coordinator", str, "HOST:PORT", "where process 0 can be reached"),
+        ("--num-processes", int, "N", "how many processes the run has; 1: this one, alone"),
+        ("--process-id", int, "I", "which of them this is, from 0"),
+    ):
+        group.add_argument(flag, type=kind, metavar=name, help=text)
     leaf(command, _run)
     return command
 
@@ -81,8 +112,37 @@ def load_config(config: str, overrides: list[str]) -> dict[str, Any]:
 _WEIGHT = re.compile(r"--config\.input\.tasks\.(\w+)=(.+)")
 
 
+_VARIABLES = {
+    "coordinator": "JAX_COORDINATOR_ADDRESS",
+    "num_processes": "JAX_NUM_PROCESSES",
+    "process_id": "JAX_PROCESS_ID",
+}
+
+
+def _place(args: argparse.Namespace) -> dict[str, Any]:
+    """Where this process is in its run: flags before environment variables."""
+    place: dict[str, Any] = {}
+    for name, variable in _VARIABLES.items():
+        value = getattr(args, name)
+        if value is None and (text := os.environ.get(variable, "")):
+            is_number = name != "coordinator"
+            if is_number and not text.isdecimal():
+                raise UserError(f"{variable}={text}: not a number")
+            value = int(text) if is_number else text
+        if value is not None:
+            place[name] = value
+    return place
+
+
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     config = load_config(args.config, args.overrides)
+    from florence2_jax.parallel import processes
     from florence2_jax.training import loop
+    from florence2_jax.training.config import RunConfig
 
-    return loop.run(config, args.workdir, stop_after=args.stop_after)
+    # The others start with the same values; only their places differ.
+    processes.start(dataclasses.replace(RunConfig.create(config).hosts, **_place(args)))
+    report = loop.run(config, args.workdir, stop_after=args.stop_after)
+    if report["stopped"]:
+        sys.exit(processes.STATUS_AGAIN)
+    return report

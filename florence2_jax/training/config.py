@@ -14,7 +14,9 @@ from florence2_jax.data.negatives import NegativesConfig
 from florence2_jax.data.packing import CHUNK
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.parallel.mesh import MeshConfig
+from florence2_jax.parallel.processes import HostsConfig
 from florence2_jax.tasks.targets import Drop, Order
+from florence2_jax.training.black_box import BlackBoxConfig
 from florence2_jax.training.loss import LossConfig
 from florence2_jax.training.optimizer import OptimizerConfig
 from florence2_jax.training.state import InitConfig
@@ -87,17 +89,25 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """How often a run saves, and how many saves it keeps."""
+    """How often a run saves, and which saves stay."""
 
     every_steps: int = 1000
-    keep: int = 3
+    keep: int = 3  # The newest ones; besides them
+    keep_best: int = 0  # so many of the best by this metric of the step, lower being better,
+    best_metric: str = "loss"
+    keep_every: int = 0  # and those at multiples of so many steps.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LogConfig:
-    """How often a run speaks."""
+    """How often a run speaks, and how closely it is watched (`watch.py`)."""
 
     every_steps: int = 50
+    stall_s: int = 900  # Without a step for so long, the stacks of all threads are written; 0: no.
+    profile_step: int = 0  # The first step of a profile; 0: only on SIGUSR1.
+    profile_steps: int = 5
+    tensorboard: bool = True
+    wandb: str = ""  # A project there.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,7 +126,9 @@ class RunConfig:
     loss: LossConfig
     init: InitConfig
     mesh: MeshConfig
+    hosts: HostsConfig
     checkpoint: CheckpointConfig
+    black_box: BlackBoxConfig
     log: LogConfig
 
     @classmethod
@@ -148,7 +160,9 @@ class RunConfig:
             loss=_section(LossConfig, "loss", config.get("loss", {})),
             init=_section(InitConfig, "init", config.get("init", {})),
             mesh=MeshConfig.create(**config.get("mesh", {})),
+            hosts=_section(HostsConfig, "hosts", config.get("hosts", {})),
             checkpoint=_section(CheckpointConfig, "checkpoint", config.get("checkpoint", {})),
+            black_box=_section(BlackBoxConfig, "black_box", config.get("black_box", {})),
             log=_section(LogConfig, "log", config.get("log", {})),
         )
         run._check()

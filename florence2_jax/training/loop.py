@@ -2,9 +2,6 @@
 """The loop: a batch, a step, and hooks. Every recipe runs through here."""
 
 import dataclasses
-import functools
-import itertools
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,32 +9,32 @@ from typing import Any, TypeAlias
 
 import jax
 import numpy as np
-import optax
-from jax.sharding import Mesh
 from rich.console import Console
 
-from florence2_jax.conversion.initial import initialize
 from florence2_jax.data.loading import Batch
-from florence2_jax.data.mixture import Mixture, Part, parse_weights
-from florence2_jax.data.pipeline import DataOrder, check_feeds, iterate, make_dataset
-from florence2_jax.data.texts import store_texts
-from florence2_jax.models.config import Florence2Config
+from florence2_jax.data.pipeline import DataOrder, iterate, make_dataset
+from florence2_jax.parallel import processes
 from florence2_jax.parallel.host_rows import HostRows
-from florence2_jax.parallel.mesh import make_mesh
-from florence2_jax.records.overlap import read_list
-from florence2_jax.records.store import RecordStore
-from florence2_jax.text.tokenizer import PAD_ID, Tokenizer
+from florence2_jax.text.tokenizer import PAD_ID
 from florence2_jax.training import workdir as workdir_lib
+from florence2_jax.training.black_box import BlackBox
 from florence2_jax.training.checkpoint import Checkpoints
-from florence2_jax.training.config import RunConfig
-from florence2_jax.training.metrics import Reporter, Window
-from florence2_jax.training.optimizer import learning_rate, make_optimizer
-from florence2_jax.training.state import TrainState, init_params, init_state
-from florence2_jax.training.step import DEVICE_KEYS, Step, check_batch, compile_step, make_step
+from florence2_jax.training.job import Job, check_disk, first_state, prepare
+from florence2_jax.training.ledger import Ledger
+from florence2_jax.training.metrics import HostTimes, Machine, Reporter, Window
+from florence2_jax.training.optimizer import learning_rate
+from florence2_jax.training.state import TrainState, init_state
+from florence2_jax.training.step import DEVICE_KEYS, compile_step
+from florence2_jax.training.stopping import Stopping
+from florence2_jax.training.watch import Profiler, StallWatch
+from florence2_jax.training.writers import choose_writers
 from florence2_jax.typing import UserError
 
 Hook: TypeAlias = Callable[[int, TrainState, Reporter], None]
 """Called after a step with its number (from 1), the new state, and where to report."""
+
+BatchHook: TypeAlias = Callable[[int, Batch], Batch]
+"""Called before a step with its number and this host's rows; returns the rows to train on."""
 
 
 def run(
@@ -46,202 +43,253 @@ def run(
     *,
     stop_after: int | None = None,
     hooks: Sequence[Hook] = (),
+    batch_hooks: Sequence[BatchHook] = (),
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Trains until the run's last step; started again, it goes on after its newest checkpoint.
 
+    On SIGTERM or SIGINT it stops after the step under way and saves. On several hosts (see
+    `parallel.processes`) every process calls this, and all stop after the same step.
+
     Args:
         config: a run file's values, see `RunConfig`.
-        workdir: a local directory, this run's alone.
+        workdir: this run's own directory, the same on every host.
         stop_after: stop (and save) once this step is done, as if interrupted there.
         hooks: called after every step.
+        batch_hooks: called before every step.
 
     Returns:
-        A report: steps done, the last scalars, where everything is.
+        A report: steps done, whether a signal ended it early, the last scalars, where everything
+        is.
 
     Raises:
         UserError: before the first step, for whatever of config, records, tokenizer, devices or
-            workdir does not fit.
+            workdir does not fit; later for a loss that is no number or a disk that is full.
     """
     started_s = time.perf_counter()
-    job = _prepare(config, workdir)
-    state, shardings = init_state(job.make_params, job.optimizer, job.mesh)
-    _check_disk(workdir, state)
-    rows = HostRows.of(job.mesh, job.config.input.batch_size)
-    dataset = make_dataset(
-        job.mixture,
-        job.tokenizer,
-        job.config.batch_spec(),
-        seed=job.config.seed,
-        process_index=rows.block,
-        process_count=rows.num_blocks,
-        set_aside=workdir / "set_aside.jsonl",
-        excluded=job.excluded,
-    )
+    with processes.departure():
+        job = prepare(config, workdir)
+        fresh, shardings = init_state(job.make_params, job.optimizer, job.mesh)
+        check_disk(workdir, fresh)
+        log = job.config.log
+        writers = choose_writers(
+            workdir, tensorboard=log.tensorboard, wandb=log.wandb, config=config
+        )
+    is_first = jax.process_index() == 0
+    last_step = min(job.config.total_steps, stop_after or job.config.total_steps)
     order = DataOrder(job.mixture, seed=job.config.seed, batch_size=job.config.input.batch_size)
-    total_steps, saving = job.config.total_steps, job.config.checkpoint
     with (
+        Ledger(workdir, is_active=is_first, started_s=started_s) as ledger,
         Reporter(
             workdir,
-            total_steps=total_steps,
+            total_steps=job.config.total_steps,
             console=console or Console(),
-            is_active=jax.process_index() == 0,
+            is_active=is_first,
+            writers=writers,
         ) as reporter,
-        Checkpoints(
-            workdir / workdir_lib.CHECKPOINTS, every_steps=saving.every_steps, keep=saving.keep
-        ) as checkpoints,
     ):
-        if checkpoints.latest_step() is not None:
-            state = checkpoints.restore(_abstract(state, shardings))
-            if (position := checkpoints.restore_data()) is not None:
-                order.check(position, int(state.step))
-            reporter.say(f"resuming after step {int(state.step)}")
-        elif job.config.init.workdir:
-            state = _start_from(Path(job.config.init.workdir), state, shardings)
-            reporter.say(f"starting from {job.config.init.workdir}")
-        elif job.initial is not None:
-            state = state.replace(params=jax.device_put(job.initial, shardings.params))
-            sources = filter(None, (job.config.init.bart, job.config.init.davit))
-            reporter.say(f"starting from {' and '.join(sources)}")
-        last_step = min(total_steps, stop_after or total_steps)
-        hooks = [*hooks, _save_hook(checkpoints, order)]
-        loop = _Loop(job.config, job.mesh, rows, reporter, hooks, order)
-        state, scalars = loop.run(job.step, state, shardings, dataset, last_step, started_s)
+        with (
+            Checkpoints(
+                workdir / workdir_lib.CHECKPOINTS, **dataclasses.asdict(job.config.checkpoint)
+            ) as checkpoints,
+            processes.departure(),  # Within what would wait for other hosts.
+            Stopping() as stopping,
+        ):
+            checkpoints.check_writable()
+            with ledger.span("restore"):
+                state = first_state(
+                    job, fresh, shardings, checkpoints=checkpoints, order=order, say=reporter.say
+                )
+            first_step = int(state.step)
+            ledger.begin_steps(first_step)
+            if first_step >= last_step:
+                reporter.say(f"nothing to do: step {first_step} of {last_step} is done")
+            loop = _Loop(job, workdir, reporter, checkpoints, ledger, stopping, order)
+            loop.hooks, loop.batch_hooks = hooks, batch_hooks
+            state = loop.run(state, shardings, first_step, last_step, started_s)
         step = int(state.step)
-        checkpoints.save(step, state, data=order.position(step), force=True)
-    return {"workdir": str(workdir), "step": int(state.step), "metrics": scalars}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-    """A run that may start: everything was looked at and fits together."""
-
-    config: RunConfig
-    mixture: Mixture
-    tokenizer: Tokenizer
-    mesh: Mesh
-    optimizer: optax.GradientTransformation
-    make_params: Callable[[], Any]
-    initial: Any  # Parameters from BART and DaViT, where a run begins with them; else None.
-    step: Step
-    excluded: frozenset[str]
-
-
-def _prepare(config: Mapping[str, Any], workdir: Path) -> _Job:
-    """Checks a run and claims its workdir. Raises UserError, see `run`."""
-    run = RunConfig.create(config)
-    mixture = _open(run)
-    check_feeds(mixture, run.batch_spec().weights)
-    excluded = _excluded(run)
-    mesh = make_mesh(run.mesh)
-    check_batch(run, mesh)
-    tokenizer = _tokenizer(run, mixture, workdir)
-    model = _fit_vocabulary(run.model, tokenizer, config)
-    optimizer = make_optimizer(run.optimizer, run.total_steps)
-    if run.init.workdir:
-        _check_start(Path(run.init.workdir), tokenizer)
-    initial = _initial(run, model, tokenizer, workdir)
-    workdir_lib.claim(workdir, config)
-    workdir_lib.save_model(workdir, model, tokenizer)
-    workdir_lib.note_environment(workdir, mesh=mesh.shape)
-    make_params = functools.partial(
-        init_params,
-        model,
-        jax.random.key(run.seed),
-        run.init,
-        first_location_id=tokenizer.first_location_id,
-    )
-    step = make_step(run, model, optimizer, first_location_id=tokenizer.first_location_id)
-    return _Job(run, mixture, tokenizer, mesh, optimizer, make_params, initial, step, excluded)
+        if step > first_step:
+            ledger.committed(step)  # Its save was waited for.
+    report = {"workdir": str(workdir), "step": step, "stopped": step < last_step}
+    return report | {"metrics": loop.scalars}
 
 
 class _Loop:
     """One pass over the steps; metrics are read one step late, so that the device never waits."""
 
+    hooks: Sequence[Hook] = ()
+    batch_hooks: Sequence[BatchHook] = ()
+
     def __init__(
         self,
-        config: RunConfig,
-        mesh: Mesh,
-        rows: HostRows,
+        job: Job,
+        workdir: Path,
         reporter: Reporter,
-        hooks: Sequence[Hook],
+        checkpoints: Checkpoints,
+        ledger: Ledger,
+        stopping: Stopping,
         order: DataOrder,
     ):
-        self.config, self.mesh, self.reporter, self.hooks = config, mesh, reporter, hooks
-        self.rows, self.order = rows, order
-        self.schedule = learning_rate(config.optimizer, config.total_steps)
+        self.job, self.config, self.workdir = job, job.config, workdir
+        self.reporter, self.checkpoints, self.ledger = reporter, checkpoints, ledger
+        self.stopping, self.order = stopping, order
+        self.rows = HostRows.of(job.mesh, self.config.input.batch_size)
+        self.schedule = learning_rate(self.config.optimizer, self.config.total_steps)
+        self.box = BlackBox(
+            workdir,
+            self.config.black_box,
+            seed=self.config.seed,
+            learning_rate=self.schedule,
+            mesh=job.mesh,
+            rows=self.rows,
+        )
+        self.machine = Machine.of(job.mesh, job.model, self.config.batch_spec())
+        self.host_times = HostTimes(processes.post, processes.posted, jax.process_count())
+        self.window = Window()
         self.scalars: dict[str, float] = {}
+        self.saving, self.looked_s = 0, 0.0  # A step whose save is not known to be committed.
 
     def run(
-        self,
-        step: Step,
-        state: TrainState,
-        shardings: Any,
-        dataset,
-        last_step: int,
-        started_s: float,
-    ) -> tuple[TrainState, dict[str, float]]:
-        """Steps from the state's own to `last_step`."""
+        self, state: TrainState, shardings: Any, first_step: int, last_step: int, started_s: float
+    ) -> TrainState:
+        """Steps from the state's own to `last_step`, or until told to stop; saves the last."""
+        log, ledger = self.config.log, self.ledger
+        stacks = self.workdir / "stalls" / f"host{jax.process_index()}.txt"
+        profiler = Profiler(
+            self.workdir / "profile",
+            first_step=log.profile_step,
+            num_steps=log.profile_steps,
+            say=self.reporter.say,
+        )
+        steps: dict[tuple[int, ...], Any] = {}  # Compiled, by the shape of their images.
+        pending = None
+        batches = self._batches(first_step) if first_step < last_step else iter(())
+        self.window = Window()
+        with self.box, StallWatch(log.stall_s, stacks) as watch, profiler:
+            for number in range(first_step + 1, last_step + 1):
+                profiler.before(number)
+                batch = self._next(batches, number)
+                on_device = self._to_device(batch)
+                shape = on_device["image"].shape
+                if shape not in steps:
+                    with ledger.span("compile"):
+                        steps[shape] = self._compile(state, shardings, on_device)
+                state, metrics = steps[shape](state, on_device)
+                if pending is not None:
+                    self._absorb(*pending)
+                pending = (number, batch, metrics)
+                if number == first_step + 1:
+                    jax.block_until_ready(metrics)
+                    self._tell_start(number, time.perf_counter() - started_s)
+                is_last = self.stopping.reached(number) or number == last_step
+                is_reported = is_last or number % log.every_steps == 0
+                is_saved = is_last or number % self.config.checkpoint.every_steps == 0
+                if is_reported or is_saved:
+                    self._absorb(*pending)  # What is not finite is never saved.
+                    pending = None
+                if is_reported:
+                    self._report(number, metrics)
+                for hook in self.hooks:
+                    hook(number, state, self.reporter)
+                if is_saved:
+                    self._save(number, state, metrics, force=is_last)
+                self._note_commit()
+                self.window.step_times_s.append(ledger.step_done(number))
+                watch.beat()
+                if is_last:
+                    break
+        if first_step < (step := int(state.step)) < last_step:
+            self.reporter.say(f"stopped after step {step}; run the same command to go on")
+        return state
+
+    def _batches(self, first_step: int):
         inputs = self.config.input
-        first_step = int(state.step)
-        if first_step >= last_step:
-            self.reporter.say(f"nothing to do: step {first_step} of {last_step} is done")
-            return state, self.scalars
-        batches = iterate(
+        dataset = make_dataset(
+            self.job.mixture,
+            self.job.tokenizer,
+            self.config.batch_spec(),
+            seed=self.config.seed,
+            process_index=self.rows.block,
+            process_count=self.rows.num_blocks,
+            set_aside=self.workdir / "set_aside.jsonl",
+            excluded=self.job.excluded,
+        )
+        return iterate(
             dataset,
             start_step=first_step,
             num_workers=inputs.num_workers,
             num_threads=inputs.num_threads,
             buffer=inputs.buffer,
         )
-        steps: dict[tuple[int, ...], Any] = {}  # Compiled, by the shape of their images.
-        window, pending = Window(), None
-        for number in range(first_step + 1, last_step + 1):
-            waiting_s = time.perf_counter()
+
+    def _next(self, batches, number: int) -> Batch:
+        waiting_s = time.perf_counter()
+        with self.ledger.span("data_wait"):
             batch = next(batches)
-            window.wait_s += time.perf_counter() - waiting_s
-            on_device = self._to_device(batch)
-            shape = on_device["image"].shape
-            if shape not in steps:
-                compiling_s = time.perf_counter()
-                steps[shape] = compile_step(step, state, shardings, on_device, self.mesh)
-                window.start_s += time.perf_counter() - compiling_s  # Compiling is no step.
-            state, metrics = steps[shape](state, on_device)
-            if pending is not None:
-                self._absorb(window, *pending)
-            pending = (number, batch, metrics)
-            if number == first_step + 1:
-                jax.block_until_ready(metrics)
-                seconds = time.perf_counter() - started_s
-                self.reporter.say(f"first step after {seconds:.1f} s")
-                self.reporter.report(number, {"first_step_s": seconds})
-            is_reported = number % self.config.log.every_steps == 0 or number == last_step
-            if is_reported or number % self.config.checkpoint.every_steps == 0:
-                self._absorb(window, *pending)  # What is not finite is never saved.
-                pending = None
-            if is_reported:
-                self._report(number, window, metrics)
-                window = Window()
-            for hook in self.hooks:
-                hook(number, state, self.reporter)
-        return state, self.scalars
+        self.window.wait_s += time.perf_counter() - waiting_s
+        for hook in self.batch_hooks:
+            batch = hook(number, batch)
+        self.box.note(number, batch)
+        return batch
 
     def _to_device(self, batch: Batch) -> dict[str, jax.Array]:
-        return {
-            name: self.rows.place(batch[name], self.mesh) for name in DEVICE_KEYS if name in batch
-        }
+        mesh = self.job.mesh
+        return {name: self.rows.place(batch[name], mesh) for name in DEVICE_KEYS if name in batch}
 
-    def _absorb(self, window: Window, number: int, batch: Batch, metrics: Any) -> None:
+    def _compile(self, state: TrainState, shardings: Any, batch: dict[str, jax.Array]) -> Any:
+        compiling_s = time.perf_counter()
+        step = compile_step(self.job.step, state, shardings, batch, self.job.mesh)
+        self.window.start_s += time.perf_counter() - compiling_s  # Compiling is no step.
+        return step
+
+    def _save(self, number: int, state: TrainState, metrics: Any, *, force: bool) -> None:
+        measured = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+        if self.config.optimizer.skips(measured["grad_norm"]):
+            measured = None  # They say nothing about the state.
+        with self.ledger.span("save"):
+            position = self.order.position(number)
+            self.checkpoints.save(number, state, data=position, metrics=measured, force=force)
+        self.saving, self.looked_s = number, time.perf_counter()
+
+    def _note_commit(self) -> None:
+        """Books a save that has come to its end; looks once a second, for a bucket is slow."""
+        now = time.perf_counter()
+        if self.saving and now - self.looked_s > 1.0:
+            self.looked_s = now
+            if self.checkpoints.latest_step() == self.saving:
+                self.ledger.committed(self.saving)
+                self.saving = 0
+
+    def _tell_start(self, number: int, seconds: float) -> None:
+        self.reporter.say(f"first step after {seconds:.1f} s")
+        self.reporter.report(number, {"first_step_s": seconds})
+
+    def _absorb(self, number: int, batch: Batch, metrics: Any) -> None:
+        waiting_s = time.perf_counter()
         metrics = jax.device_get(metrics)
-        if not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"]):
-            raise UserError(
-                f"step {number}: the loss is {metrics['loss']}, the gradient norm "
-                f"{metrics['grad_norm']}; start another --workdir with a lower optimizer.peak_lr, "
-                "from this one's newest checkpoint by --config.init.workdir"
-            )
+        self.window.device_wait_s += time.perf_counter() - waiting_s
+        is_skipped = self.config.optimizer.skips(float(metrics["grad_norm"]))
+        if reason := self.box.check(number, metrics):
+            path = self.box.write(reason)
+            told = f"; see florence2-jax replay {path}" if path else ""
+            if is_skipped:
+                told = f"; it changed nothing{told}"
+            elif not np.isfinite(metrics["loss"]) or not np.isfinite(metrics["grad_norm"]):
+                raise UserError(
+                    f"step {number}: the loss is {metrics['loss']}, the gradient norm "
+                    f"{metrics['grad_norm']}; start another --workdir with a lower "
+                    "optimizer.peak_lr, from this one's newest checkpoint by "
+                    f"--config.init.workdir{told}"
+                )
+            self.reporter.say(f"step {number}: {reason}{told}")
         # This host's rows stand for all of them. Hosts that share rows are not counted twice.
-        blocks = self.rows.num_blocks
+        window, blocks = self.window, self.rows.num_blocks
         window.steps += 1
+        window.skipped += is_skipped
+        if is_skipped:
+            return
+        flops_per_image = self.machine.flops_per_image(batch["image"].shape)
+        window.flops += flops_per_image * self.config.input.batch_size
         window.images += self.config.input.batch_size
         window.annotations += float((batch["task_ids"] >= 0).sum()) * blocks
         window.cells += batch["target_ids"].size * blocks
@@ -253,128 +301,12 @@ class _Loop:
         window.task_loss_sums += metrics["task_loss_sums"]
         window.task_token_sums += metrics["task_token_sums"]
 
-    def _report(self, number: int, window: Window, metrics: Any) -> None:
-        self.scalars = window.summary()
+    def _report(self, number: int, metrics: Any) -> None:
+        self.scalars = self.window.summary(self.machine)
+        hosts = self.host_times.share(self.scalars)
         self.scalars["learning_rate"] = float(np.asarray(self.schedule(number - 1)))
         self.scalars["grad_norm"] = float(metrics["grad_norm"])
         self.scalars |= self.order.epochs(number)
-        self.reporter.progress(number, self.scalars)
-
-
-def _save_hook(checkpoints: Checkpoints, order: DataOrder) -> Hook:
-    return lambda number, state, reporter: checkpoints.save(
-        number, state, data=order.position(number)
-    )
-
-
-def _excluded(run: RunConfig) -> frozenset[str]:
-    """Ids in the list of `input.exclude`. Raises UserError if the run refuses to leave them out."""
-    if not run.input.exclude:
-        return frozenset()
-    ids = read_list(Path(run.input.exclude))
-    if ids and run.input.on_excluded == "refuse":
-        raise UserError(
-            f"input.exclude: {run.input.exclude} lists {len(ids)} training records that are in "
-            "evaluation data; write a store without them, or leave them out with "
-            "--config.input.on_excluded=drop"
-        )
-    return ids
-
-
-def _open(run: RunConfig) -> Mixture:
-    """The stores of a run. Raises UserError, naming the directory, if one cannot be read."""
-    inputs = run.input
-    if inputs.records:
-        store = RecordStore(inputs.records, inputs.split)
-        return Mixture(parts=(Part(name="", store=store),), stages=run.stages())
-    parts = tuple(
-        Part(
-            name=name,
-            store=RecordStore(part.records, part.split),
-            weight=part.weight,
-            tasks=parse_weights(part.tasks) if part.tasks else None,
-        )
-        for name, part in sorted(inputs.mixture.items())
-    )
-    return Mixture(parts=parts, stages=run.stages())
-
-
-def _abstract(state: TrainState, shardings: Any) -> TrainState:
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        state,
-        shardings,
-    )
-
-
-def _start_from(workdir: Path, state: TrainState, shardings: Any) -> TrainState:
-    """A fresh state with the newest parameters of another run."""
-    with Checkpoints(workdir / workdir_lib.CHECKPOINTS) as other:
-        return state.replace(params=other.restore_params(_abstract(state, shardings).params))
-
-
-def _initial(
-    run: RunConfig, model: Florence2Config, tokenizer: Tokenizer, workdir: Path
-) -> Any | None:
-    """What `init.bart` and `init.davit` give; None without them, or where the run goes on."""
-    goes_on = any((workdir / workdir_lib.CHECKPOINTS).glob("[0-9]*"))
-    if goes_on or not (run.init.bart or run.init.davit):
-        return None
-    return initialize(
-        model,
-        bart=run.init.bart,
-        davit=run.init.davit,
-        seed=run.seed,
-        init=run.init,
-        tokenizer=tokenizer,
-    )
-
-
-def _check_start(workdir: Path, tokenizer: Tokenizer) -> None:
-    """Refuses parameters that belong to no run, or to another vocabulary."""
-    if not (workdir / workdir_lib.CHECKPOINTS).is_dir():
-        raise UserError(f"init.workdir: {workdir} holds no checkpoints; give the workdir of a run")
-    if workdir_lib.load_model(workdir)[1] != tokenizer:
-        raise UserError(
-            f"init.workdir: {workdir} has another tokenizer than this run; give "
-            f"tokenizer.path={workdir / workdir_lib.TOKENIZER}"
-        )
-
-
-def _check_disk(workdir: Path, state: TrainState) -> None:
-    """Refuses to start where not even one checkpoint fits beside the one it replaces."""
-    needed = 2 * sum(x.nbytes for x in jax.tree.leaves(state)) // jax.process_count()
-    free = shutil.disk_usage(workdir).free
-    if free < needed:
-        raise UserError(
-            f"{workdir}: two checkpoints need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are "
-            "free; make room or give another --workdir"
-        )
-
-
-def _tokenizer(config: RunConfig, mixture: Mixture, workdir: Path) -> Tokenizer:
-    """The workdir's own if it has one: a run never changes its vocabulary."""
-    own = workdir / workdir_lib.TOKENIZER
-    if own.is_dir():
-        return Tokenizer.load(own)
-    if config.tokenizer.path:
-        return Tokenizer.load(Path(config.tokenizer.path))
-    most = 100_000 // len(mixture.parts)
-    texts = (store_texts(part.store, max_records=most) for part in mixture.parts)
-    return Tokenizer.train(
-        itertools.chain.from_iterable(texts), vocab_size=config.tokenizer.train_size
-    )
-
-
-def _fit_vocabulary(
-    model: Florence2Config, tokenizer: Tokenizer, config: Mapping[str, Any]
-) -> Florence2Config:
-    """The model with the tokenizer's vocabulary size, unless the run file insists on another."""
-    asked = dict(config["model"]).get("text", {}).get("vocab_size")
-    if asked is not None and asked < len(tokenizer):
-        raise UserError(
-            f"model.text.vocab_size: {asked} rows do not hold the tokenizer's {len(tokenizer)} ids"
-        )
-    values = model.to_dict()
-    values["text"]["vocab_size"] = asked or len(tokenizer)
-    return Florence2Config.create(**values)
+        self.reporter.progress(number, self.scalars, hosts=hosts)
+        self.ledger.write()
+        self.window = Window()

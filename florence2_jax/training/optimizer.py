@@ -23,14 +23,19 @@ class OptimizerConfig:
     b2: float = 0.999
     eps: float = 1e-8
     clip_norm: float = 1.0
+    skip_norm: float = 0.0  # Steps with a larger gradient norm, or none, change nothing; 0: all do.
 
     def __post_init__(self):
         for name in ("peak_lr", "clip_norm", "eps"):
             if not getattr(self, name) > 0:
                 raise UserError(f"optimizer.{name}: {getattr(self, name)} must be positive")
-        for name in ("warmup_steps", "weight_decay", "final_lr_ratio"):
+        for name in ("warmup_steps", "weight_decay", "final_lr_ratio", "skip_norm"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"optimizer.{name}: {getattr(self, name)} must not be negative")
+
+    def skips(self, grad_norm: float) -> bool:
+        """Whether a step with this gradient norm, which may be NaN, changes nothing."""
+        return self.skip_norm > 0 and not grad_norm <= self.skip_norm
 
 
 def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -51,7 +56,7 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW; only kernels are decayed (no biases, norms, embeddings)."""
-    return optax.chain(
+    optimizer = optax.chain(
         clip_by_norm(config.clip_norm),
         optax.adamw(
             learning_rate(config, total_steps),
@@ -62,6 +67,28 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
             mask=_is_decayed,
         ),
     )
+    return skip_above(optimizer, config.skip_norm) if config.skip_norm else optimizer
+
+
+def skip_above(
+    optimizer: optax.GradientTransformation, max_norm: float
+) -> optax.GradientTransformation:
+    """Leaves parameters and moments as they are where the gradients' norm is above, or is NaN.
+
+    Counters go on, so that the learning rate stays that of the step.
+    """
+
+    def update(updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None):
+        is_kept = optax.tree.norm(updates) <= max_norm  # False for NaN.
+        updates, new_state = optimizer.update(updates, state, params)
+        updates = jax.tree.map(lambda x: jnp.where(is_kept, x, 0), updates)
+
+        def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(is_kept, new, old) if jnp.issubdtype(new.dtype, jnp.floating) else new
+
+        return updates, jax.tree.map(choose, new_state, state)
+
+    return optax.GradientTransformation(optimizer.init, update)
 
 
 def clip_by_norm(max_norm: float) -> optax.GradientTransformation:

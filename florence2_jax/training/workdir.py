@@ -5,8 +5,11 @@ DIR/config.json        the run file's values, and where it came from
 DIR/model.json         the model's sizes
 DIR/tokenizer/         its tokenizer
 DIR/environment.json   versions, git revision, devices and XLA flags of every start
-DIR/checkpoints/       see `checkpoint.py`
-DIR/metrics.jsonl, tensorboard/, set_aside.jsonl
+DIR/checkpoints/       see `checkpoint.py`; damaged ones are moved aside as `corrupt-STEP`
+DIR/metrics.jsonl, tensorboard/, wandb/, set_aside.jsonl
+DIR/goodput.jsonl      where the time of every start went, see `ledger.py`
+DIR/black_box/         steps that went wrong, see `black_box.py`
+DIR/stalls/, profile/  see `watch.py`
 """
 
 import json
@@ -28,10 +31,13 @@ from florence2_jax.typing import UserError
 CONFIG, MODEL, ENVIRONMENT = "config.json", "model.json", "environment.json"
 TOKENIZER, CHECKPOINTS = "tokenizer", "checkpoints"
 
-_FREE_KEYS = ("log", "checkpoint", "mesh", "input.num_workers", "input.num_threads", "input.buffer")
+_FREE_KEYS = (
+    *("log", "checkpoint", "mesh", "hosts", "black_box"),
+    *("input.num_workers", "input.num_threads", "input.buffer"),
+)
 """What may change between starts: it does not touch what is learnt."""
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:
@@ -67,7 +73,7 @@ def note_environment(workdir: Path, *, mesh: Mapping[str, int]) -> None:
     start = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
-        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "packages": {name: metadata.version(name) for name in PACKAGES},
         "florence2_jax": metadata.version("florence2-jax"),
         "git": _git_revision(),
         "devices": [jax.devices()[0].device_kind, jax.device_count()],

@@ -1,0 +1,305 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must be so before a run may start, on one host and on all of them."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+import florence2_jax
+from florence2_jax.conversion.initial import initialize
+from florence2_jax.data.mixture import Mixture, Part, parse_weights
+from florence2_jax.data.pipeline import DataOrder, check_feeds
+from florence2_jax.data.texts import store_texts
+from florence2_jax.models.config import Florence2Config
+from florence2_jax.parallel import processes
+from florence2_jax.parallel.mesh import make_mesh
+from florence2_jax.records.overlap import read_list
+from florence2_jax.records.store import RecordStore
+from florence2_jax.text.tokenizer import Tokenizer
+from florence2_jax.training import workdir as workdir_lib
+from florence2_jax.training.checkpoint import Checkpoints
+from florence2_jax.training.config import RunConfig
+from florence2_jax.training.optimizer import make_optimizer
+from florence2_jax.training.state import TrainState, init_params
+from florence2_jax.training.step import Step, check_batch, make_step
+from florence2_jax.typing import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run that may start: everything was looked at and fits together."""
+
+    config: RunConfig
+    mixture: Mixture
+    tokenizer: Tokenizer
+    model: Florence2Config
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    make_params: Callable[[], Any]
+    initial: Any  # Parameters from BART and DaViT, where a run begins with them; else None.
+    step: Step
+    excluded: frozenset[str]
+
+
+def prepare(config: Mapping[str, Any], workdir: Path) -> Job:
+    """Checks a run and claims its workdir.
+
+    All hosts do the same work, so that none keeps the others waiting; process 0 alone writes.
+
+    Raises:
+        UserError: for whatever of config, records, tokenizer, devices or workdir does not fit, or
+            differs between hosts.
+        LostHost: if a host does not come so far in time.
+    """
+    run = RunConfig.create(config)
+    timeout_s = run.hosts.barrier_timeout_s
+    mixture = _open(run)
+    excluded = _excluded(run)
+    processes.agree(_facts(config, workdir, mixture, excluded), timeout_s)
+    check_feeds(mixture, run.batch_spec().weights)
+    mesh = make_mesh(run.mesh)
+    check_batch(run, mesh)
+    tokenizer = _tokenizer(run, mixture, workdir)
+    model = _fit_vocabulary(run.model, tokenizer, config)
+    optimizer = make_optimizer(run.optimizer, run.total_steps)
+    if run.init.workdir:
+        _check_start(Path(run.init.workdir), tokenizer)
+    initial = _initial(run, model, tokenizer, workdir)
+    devices = f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"
+    processes.agree({"tokenizer": _digest_of(tokenizer), "devices": devices}, timeout_s)
+    if jax.process_index() == 0:
+        workdir_lib.claim(workdir, config)
+        workdir_lib.save_model(workdir, model, tokenizer)
+        workdir_lib.note_environment(workdir, mesh=mesh.shape)
+    processes.barrier("workdir", timeout_s)
+    _check_shared(workdir)
+    make_params = functools.partial(
+        init_params,
+        model,
+        jax.random.key(run.seed),
+        run.init,
+        first_location_id=tokenizer.first_location_id,
+    )
+    step = make_step(run, model, optimizer, first_location_id=tokenizer.first_location_id)
+    return Job(
+        run, mixture, tokenizer, model, mesh, optimizer, make_params, initial, step, excluded
+    )
+
+
+def first_state(
+    job: Job,
+    fresh: TrainState,
+    shardings: Any,
+    *,
+    checkpoints: Checkpoints,
+    order: DataOrder,
+    say: Callable[[str], None],
+) -> TrainState:
+    """The newest checkpoint's state, or the fresh one with what the run file starts from.
+
+    Raises:
+        UserError: if the checkpoint is of another model, or of another order of the data.
+    """
+    init = job.config.init
+    abstract = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        fresh,
+        shardings,
+    )
+    newest = checkpoints.latest_step()
+    processes.agree({"newest checkpoint": str(newest)}, job.config.hosts.barrier_timeout_s)
+    if newest is not None:
+        state = checkpoints.restore(abstract, say=say)
+        if (position := checkpoints.restore_data()) is not None:
+            order.check(position, int(state.step))
+        say(f"resuming after step {int(state.step)}")
+        return state
+    if init.workdir:
+        with Checkpoints(Path(init.workdir) / workdir_lib.CHECKPOINTS) as other:
+            state = fresh.replace(params=other.restore_params(abstract.params))
+        say(f"starting from {init.workdir}")
+        return state
+    if job.initial is not None:
+        say(f"starting from {' and '.join(filter(None, (init.bart, init.davit)))}")
+        return fresh.replace(params=jax.device_put(job.initial, shardings.params))
+    return fresh
+
+
+def check_disk(workdir: Path, state: TrainState) -> None:
+    """Refuses to start where not even one checkpoint fits beside the one it replaces."""
+    needed = 2 * sum(x.nbytes for x in jax.tree.leaves(state)) // jax.process_count()
+    free = shutil.disk_usage(workdir).free
+    if free < needed:
+        raise UserError(
+            f"{workdir}: two checkpoints need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are "
+            "free; make room or give another --workdir"
+        )
+
+
+def _facts(
+    config: Mapping[str, Any], workdir: Path, mixture: Mixture, excluded: frozenset[str]
+) -> dict[str, str]:
+    """What must be the same on every host, by its name; digests where it is long."""
+    facts = {"code of florence2_jax": _code_digest(), "python": platform.python_version()}
+    facts |= {name: metadata.version(name) for name in workdir_lib.PACKAGES}
+    facts |= {name: os.environ.get(name, "") for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
+    facts["--workdir"] = str(workdir.absolute())
+    facts |= {f"config.{key}": repr(value) for key, value in _flat(config)}
+    for part in mixture.parts:
+        facts[f"{part.place} (records)"] = _store_digest(part.store)
+    facts["input.exclude (ids)"] = _digest(*sorted(excluded))
+    return facts
+
+
+def _flat(values: Mapping[str, Any], place: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in sorted(values.items()):
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{place}{key}.")
+        else:
+            yield f"{place}{key}", value
+
+
+def _digest(*parts: str | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:12]
+
+
+@functools.cache
+def _code_digest() -> str:
+    root = Path(florence2_jax.__path__[0])
+    files = sorted(root.rglob("*.py"))
+    return _digest(*(x for path in files for x in (str(path.relative_to(root)), path.read_bytes())))
+
+
+def _store_digest(store: RecordStore) -> str:
+    """Of names, sizes and counts: reading the records themselves would take hours."""
+    sizes = [str(path.stat().st_size) for path in store.shards]
+    names = [path.name for path in store.shards]
+    return _digest(*names, *sizes, *map(str, store.shard_lengths))
+
+
+def _digest_of(tokenizer: Tokenizer) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save(Path(folder))
+        files = sorted(Path(folder).iterdir())
+        return _digest(*(x for path in files for x in (path.name, path.read_bytes())))
+
+
+_SHARED_WITHIN_S = 60.0
+
+
+def _check_shared(workdir: Path) -> None:
+    """Refuses hosts that do not see what process 0 wrote; file systems may show it late."""
+    deadline_s = time.monotonic() + _SHARED_WITHIN_S
+    while not (workdir / workdir_lib.CONFIG).is_file():
+        if time.monotonic() > deadline_s:
+            raise UserError(
+                f"--workdir {workdir}: what process 0 wrote is not here; it must be one directory "
+                "that every host sees, a mounted bucket or network file system"
+            )
+        time.sleep(0.1)
+
+
+def _excluded(run: RunConfig) -> frozenset[str]:
+    """Ids in the list of `input.exclude`. Raises UserError if the run refuses to leave them out."""
+    if not run.input.exclude:
+        return frozenset()
+    ids = read_list(Path(run.input.exclude))
+    if ids and run.input.on_excluded == "refuse":
+        raise UserError(
+            f"input.exclude: {run.input.exclude} lists {len(ids)} training records that are in "
+            "evaluation data; write a store without them, or leave them out with "
+            "--config.input.on_excluded=drop"
+        )
+    return ids
+
+
+def _open(run: RunConfig) -> Mixture:
+    """The stores of a run. Raises UserError, naming the directory, if one cannot be read."""
+    inputs = run.input
+    if inputs.records:
+        store = RecordStore(inputs.records, inputs.split)
+        return Mixture(parts=(Part(name="", store=store),), stages=run.stages())
+    parts = tuple(
+        Part(
+            name=name,
+            store=RecordStore(part.records, part.split),
+            weight=part.weight,
+            tasks=parse_weights(part.tasks) if part.tasks else None,
+        )
+        for name, part in sorted(inputs.mixture.items())
+    )
+    return Mixture(parts=parts, stages=run.stages())
+
+
+def _initial(
+    run: RunConfig, model: Florence2Config, tokenizer: Tokenizer, workdir: Path
+) -> Any | None:
+    """What `init.bart` and `init.davit` give; None without them, or where the run goes on."""
+    goes_on = any((workdir / workdir_lib.CHECKPOINTS).glob("[0-9]*"))
+    if goes_on or not (run.init.bart or run.init.davit):
+        return None
+    return initialize(
+        model,
+        bart=run.init.bart,
+        davit=run.init.davit,
+        seed=run.seed,
+        init=run.init,
+        tokenizer=tokenizer,
+    )
+
+
+def _check_start(workdir: Path, tokenizer: Tokenizer) -> None:
+    """Refuses parameters that belong to no run, or to another vocabulary."""
+    if not (workdir / workdir_lib.CHECKPOINTS).is_dir():
+        raise UserError(f"init.workdir: {workdir} holds no checkpoints; give the workdir of a run")
+    if workdir_lib.load_model(workdir)[1] != tokenizer:
+        raise UserError(
+            f"init.workdir: {workdir} has another tokenizer than this run; give "
+            f"tokenizer.path={workdir / workdir_lib.TOKENIZER}"
+        )
+
+
+def _tokenizer(config: RunConfig, mixture: Mixture, workdir: Path) -> Tokenizer:
+    """The workdir's own if it has one: a run never changes its vocabulary."""
+    own = workdir / workdir_lib.TOKENIZER
+    if own.is_dir():
+        return Tokenizer.load(own)
+    if config.tokenizer.path:
+        return Tokenizer.load(Path(config.tokenizer.path))
+    most = 100_000 // len(mixture.parts)
+    texts = (store_texts(part.store, max_records=most) for part in mixture.parts)
+    return Tokenizer.train(
+        itertools.chain.from_iterable(texts), vocab_size=config.tokenizer.train_size
+    )
+
+
+def _fit_vocabulary(
+    model: Florence2Config, tokenizer: Tokenizer, config: Mapping[str, Any]
+) -> Florence2Config:
+    """The model with the tokenizer's vocabulary size, unless the run file insists on another."""
+    asked = dict(config["model"]).get("text", {}).get("vocab_size")
+    if asked is not None and asked < len(tokenizer):
+        raise UserError(
+            f"model.text.vocab_size: {asked} rows do not hold the tokenizer's {len(tokenizer)} ids"
+        )
+    values = model.to_dict()
+    values["text"]["vocab_size"] = asked or len(tokenizer)
+    return Florence2Config.create(**values)
