@@ -26,6 +26,6 @@ def get_config(records: str = "runs/scenes-records") -> ConfigDict:
     c.loss = dict(location_smoothing_bins=10.0, location_weight=0.6)
     c.init = dict(workdir="", locations="ordinal", scale="fan_in")
     c.mesh = dict(replica=1, fsdp=-1, tensor=1)
-    c.checkpoint = dict(every_steps=800, keep=1)
+    c.checkpoint = dict(every_steps=800, keep=2)
     c.log = dict(every_steps=100)
     return c

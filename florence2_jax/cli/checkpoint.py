@@ -59,7 +59,8 @@ def _list(args: argparse.Namespace) -> dict[str, Any]:
     for row in rows:
         measured = ", ".join(f"{name} {value:.4g}" for name, value in row["metrics"].items())
         size = f"{row['bytes'] / 1e6:,.1f} MB"
-        table.add_row(row["name"], row["time"], size, str(row["format"]), measured, row["state"])
+        saved = row["time"][:16].replace("T", " ")
+        table.add_row(row["name"], saved, size, str(row["format"]), measured, row["state"])
     _console().print(table)
     return {"directory": str(directory), "checkpoints": rows}
 
@@ -155,7 +156,7 @@ def _verdict(step: Any, problems: list[str]) -> dict[str, Any]:
         checksum = (step.manifest() or {}).get("checksum")
     except Damaged:
         checksum = None
-    state = f"damaged, found {when}: {problems[0]}" if problems else f"verified {when}"
+    state = f"damaged, found {when}: {problems[0]}" if problems else f"verified {when[:10]}"
     return {"checksum": checksum, "state": state}
 
 
@@ -181,7 +182,7 @@ def _folder(directory: Path) -> Path:
 
     for folder in (directory / CHECKPOINTS, directory):
         if folder.is_dir():
-            return folder
+            return folder.absolute()
     raise UserError(f"{directory}: no such folder; give a workdir, or its checkpoints folder")
 
 

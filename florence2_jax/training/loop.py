@@ -303,7 +303,7 @@ class _Loop:
 
     def _report(self, number: int, metrics: Any) -> None:
         self.scalars = self.window.summary(self.machine)
-        hosts = self.host_times.share(self.scalars)
+        hosts = self.host_times.share(self.scalars, is_reader=jax.process_index() == 0)
         self.scalars["learning_rate"] = float(np.asarray(self.schedule(number - 1)))
         self.scalars["grad_norm"] = float(metrics["grad_norm"])
         self.scalars |= self.order.epochs(number)

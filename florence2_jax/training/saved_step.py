@@ -59,6 +59,7 @@ def make_manifest(
 
 def saved_steps(directory: Path) -> list["SavedStep"]:
     """The steps in a checkpoints folder that were saved to their end, oldest first."""
+    directory = directory.absolute()  # Orbax opens no relative path.
     if not directory.is_dir():
         return []
     paths = [path for path in directory.iterdir() if path.name.isdigit() and path.is_dir()]

@@ -147,3 +147,11 @@ def test_mistakes_are_one_line(workdir, capsys, rest, told):
     assert main(["checkpoint", *rest, *folder]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert told in line
+
+
+def test_a_relative_folder_is_read_as_any_other(workdir, monkeypatch, capsys):
+    monkeypatch.chdir(workdir.parent)
+    assert main(["checkpoint", "verify", "run"]) == 0
+    assert "step 4: OK" in capsys.readouterr().out
+    assert main(["checkpoint", "list", "run"]) == 0
+    assert "unfinished" not in capsys.readouterr().out
