@@ -232,3 +232,11 @@ def oracle() -> Oracle:
     constants = {"model.multi_modal_projector.visual_temporal_embed.pos_idx_to_embed"}
     assert used == tensors.keys() - aliases - constants
     return Oracle(torch_model=torch_model, model=model)
+
+
+def relative_errors(results, exact) -> list[float]:
+    """Of each result, as a share of the norm of the exact one."""
+    return [
+        float(np.linalg.norm(np.asarray(x, np.float32) - y) / np.linalg.norm(y))
+        for x, y in zip(results, exact, strict=True)
+    ]

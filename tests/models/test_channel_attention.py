@@ -12,6 +12,8 @@ from flax import nnx
 from florence2_jax.models.attention import ChannelAttention
 from florence2_jax.models.kernels.channel import channel_attention
 
+from .conftest import relative_errors
+
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def attend(qkv, d_out, num_groups: int, method: str):
@@ -43,11 +45,7 @@ def test_tiles_in_bfloat16_are_as_near_to_float32_as_the_reference():
     exact = attend(qkv.astype("float32"), d_out.astype("float32"), 8, "reference")
 
     def errors(method: str) -> list[float]:
-        pairs = zip(attend(qkv, d_out, 8, method), exact, strict=True)
-        return [
-            float(np.linalg.norm(np.asarray(x, np.float32) - y) / np.linalg.norm(y))
-            for x, y in pairs
-        ]
+        return relative_errors(attend(qkv, d_out, 8, method), exact)
 
     for tiled, reference in zip(errors("tiled"), errors("reference"), strict=True):
         assert tiled <= 1e-2

@@ -16,6 +16,8 @@ from florence2_jax.models.kernels.window import window_attention
 from florence2_jax.parallel.mesh import MeshConfig, make_mesh
 from florence2_jax.typing import UserError
 
+from .conftest import relative_errors
+
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def attend(qkv, d_out, num_heads: int, method: str):
@@ -64,11 +66,7 @@ def test_kernel_in_bfloat16_is_as_near_to_float32_as_the_reference(monkeypatch):
     exact = attend(qkv.astype("float32"), d_out.astype("float32"), 8, "reference")
 
     def errors(method: str) -> list[float]:
-        pairs = zip(attend(qkv, d_out, 8, method), exact, strict=True)
-        return [
-            float(np.linalg.norm(np.asarray(x, np.float32) - y) / np.linalg.norm(y))
-            for x, y in pairs
-        ]
+        return relative_errors(attend(qkv, d_out, 8, method), exact)
 
     for kernel, reference in zip(errors("tiled"), errors("reference"), strict=True):
         assert kernel <= 1e-2

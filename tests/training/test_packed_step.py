@@ -1,26 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """A step over packed targets is the step over the same targets apart."""
 
-import functools
 import io
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from descent import descend
 from rich.console import Console
 
 from florence2_jax.data.packing import lay_out
 from florence2_jax.parallel.mesh import MeshConfig, make_mesh
-from florence2_jax.parallel.partitioning import batch_sharding
 from florence2_jax.text.tokenizer import PAD_ID
 from florence2_jax.training import loop
 from florence2_jax.training.config import RunConfig
 from florence2_jax.training.loss import LossConfig, shift_right, tasks_of_chunks
-from florence2_jax.training.state import init_params, init_state, model_graph
-from florence2_jax.training.step import compile_step, train_step
 from florence2_jax.typing import UserError
 
 # Both options of the loss, which look at single tokens.
@@ -64,28 +60,6 @@ def packed(apart) -> dict:
     return apart | {"target_ids": ids, "target_prompts": prompts}
 
 
-def updates(config, batch, mesh, *, accumulate=1, steps=2):
-    # Plain descent: Adam divides by the gradient's size and would blow rounding up.
-    optimizer = optax.sgd(0.5)
-    make = functools.partial(init_params, config, jax.random.key(0))
-    state, shardings = init_state(make, optimizer, mesh)
-    step = functools.partial(
-        train_step,
-        graphdef=model_graph(config),
-        optimizer=optimizer,
-        seed=7,
-        accumulate=accumulate,
-        **LOSS,
-    )
-    batch = jax.device_put(batch, batch_sharding(mesh))
-    compiled = compile_step(step, state, shardings, batch, mesh)
-    history = []
-    for _ in range(steps):
-        state, metrics = compiled(state, batch)
-        history.append(jax.device_get(metrics))
-    return jax.device_get(state.params), history, compiled
-
-
 def assert_same_updates(a, b):
     for one, other in zip(a[1], b[1], strict=True):
         np.testing.assert_array_equal(one["task_token_sums"], other["task_token_sums"])
@@ -104,15 +78,15 @@ def alone():
 
 
 def test_packed_targets_make_the_same_update(config, apart, packed, alone):
-    whole = updates(config, packed, alone)
-    assert_same_updates(updates(config, apart, alone), whole)
-    assert_same_updates(whole, updates(config, packed, alone, accumulate=4))
+    whole = descend(config, packed, alone, **LOSS)
+    assert_same_updates(descend(config, apart, alone, **LOSS), whole)
+    assert_same_updates(whole, descend(config, packed, alone, accumulate=4, **LOSS))
 
 
 @pytest.mark.parametrize("sizes", [dict(fsdp=8), dict(replica=2, fsdp=2, tensor=2)])
 def test_eight_devices_pack_like_one(config, packed, alone, sizes):
-    spread = updates(config, packed, make_mesh(MeshConfig.create(**sizes)))
-    assert_same_updates(updates(config, packed, alone), spread)
+    spread = descend(config, packed, make_mesh(MeshConfig.create(**sizes)), **LOSS)
+    assert_same_updates(descend(config, packed, alone, **LOSS), spread)
 
 
 def test_the_decoder_reads_every_packed_target_from_its_own_start():

@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """One update: the same on one device and eight, in one part or several."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from descent import descend
 
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.parallel.mesh import MeshConfig, make_mesh
-from florence2_jax.parallel.partitioning import batch_sharding
 from florence2_jax.training.config import RunConfig
 from florence2_jax.training.loss import LossConfig
 from florence2_jax.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
-from florence2_jax.training.state import InitConfig, init_params, init_state, model_graph
-from florence2_jax.training.step import compile_step, train_step
+from florence2_jax.training.state import InitConfig, init_params
 from florence2_jax.typing import UserError
 
 
@@ -46,28 +42,6 @@ def without_dropout(small_run: dict) -> Florence2Config:
     return RunConfig.create(small_run).model
 
 
-def one_update(config, batch, mesh, *, accumulate=1, steps=2, **options):
-    # Plain descent: Adam divides by the gradient's size and would blow rounding up.
-    optimizer = optax.sgd(0.5)
-    make = functools.partial(init_params, config, jax.random.key(0))
-    state, shardings = init_state(make, optimizer, mesh)
-    step = functools.partial(
-        train_step,
-        graphdef=model_graph(config),
-        optimizer=optimizer,
-        seed=7,
-        accumulate=accumulate,
-        **options,
-    )
-    batch = jax.device_put(batch, batch_sharding(mesh))
-    compiled = compile_step(step, state, shardings, batch, mesh)
-    history = []
-    for _ in range(steps):
-        state, metrics = compiled(state, batch)
-        history.append(jax.device_get(metrics))
-    return jax.device_get(state.params), history
-
-
 def assert_close(a, b, *, atol):
     for (path, x), y in zip(
         jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True
@@ -78,8 +52,8 @@ def assert_close(a, b, *, atol):
 @pytest.mark.parametrize("sizes", [dict(fsdp=8), dict(replica=2, fsdp=2, tensor=2)])
 def test_eight_devices_equal_one(small_run, batch, sizes):
     config = without_dropout(small_run)
-    alone = one_update(config, batch, make_mesh(MeshConfig(), jax.devices()[:1]))
-    spread = one_update(config, batch, make_mesh(MeshConfig.create(**sizes)))
+    alone = descend(config, batch, make_mesh(MeshConfig(), jax.devices()[:1]))
+    spread = descend(config, batch, make_mesh(MeshConfig.create(**sizes)))
     for one, eight in zip(alone[1], spread[1], strict=True):
         np.testing.assert_allclose(one["loss"], eight["loss"], rtol=1e-5)
         np.testing.assert_allclose(one["grad_norm"], eight["grad_norm"], rtol=1e-4)
@@ -90,11 +64,11 @@ def test_location_weight_changes_the_gradient_and_not_the_reported_loss(small_ru
     config = without_dropout(small_run)
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     lighter = {"loss": LossConfig(location_weight=0.1), "first_location_id": 370}
-    _, plain = one_update(config, batch, mesh, steps=1)
-    _, light = one_update(config, batch, mesh, steps=1, **lighter)
+    _, plain, _ = descend(config, batch, mesh, steps=1)
+    _, light, _ = descend(config, batch, mesh, steps=1, **lighter)
     np.testing.assert_allclose(plain[0]["loss"], light[0]["loss"], rtol=1e-6)
     assert abs(plain[0]["grad_norm"] / light[0]["grad_norm"] - 1) > 0.01
-    _, parts = one_update(config, batch, mesh, steps=1, accumulate=4, **lighter)
+    _, parts, _ = descend(config, batch, mesh, steps=1, accumulate=4, **lighter)
     np.testing.assert_allclose(parts[0]["grad_norm"], light[0]["grad_norm"], rtol=1e-4)
 
 
@@ -102,8 +76,8 @@ def test_location_weight_changes_the_gradient_and_not_the_reported_loss(small_ru
 def test_accumulation_equals_the_large_batch(small_run, batch, accumulate):
     config = without_dropout(small_run)
     mesh = make_mesh(MeshConfig(), jax.devices()[:2])
-    whole = one_update(config, batch, mesh)
-    parts = one_update(config, batch, mesh, accumulate=accumulate)
+    whole = descend(config, batch, mesh)
+    parts = descend(config, batch, mesh, accumulate=accumulate)
     for a, b in zip(whole[1], parts[1], strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
         np.testing.assert_array_equal(a["task_token_sums"], b["task_token_sums"])
@@ -119,7 +93,7 @@ def test_more_padding_changes_nothing(small_run, batch):
     padded = dict(batch)
     for name in ("prompt_ids", "target_ids"):
         padded[name] = np.pad(batch[name], ((0, 0), (0, 0), (0, 5)), constant_values=1)
-    a, b = one_update(config, batch, mesh), one_update(config, padded, mesh)
+    a, b = descend(config, batch, mesh), descend(config, padded, mesh)
     np.testing.assert_allclose(a[1][0]["loss"], b[1][0]["loss"], rtol=1e-5)
     assert_close(a[0], b[0], atol=2e-5)
 
