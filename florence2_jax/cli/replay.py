@@ -16,7 +16,7 @@ _EXAMPLES = """examples:
 
 Takes the parameters from the run's newest checkpoint before that step. If it is that of the very
 step before, and the run was on processors too, loss and gradient norm are those of the run to the
-last bit. Each example is then run by itself, which takes as long as a step of one image each.
+last bit. Each image is then run by itself, which takes as long as a step of one image.
 """
 _MOST_DEVICES = 64
 

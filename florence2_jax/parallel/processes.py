@@ -8,6 +8,7 @@ device is touched, so a host that differs or is late is named before it can hang
 import collections
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -24,8 +25,9 @@ from jax.experimental import multihost_utils
 
 from florence2_jax.typing import UserError
 
-STATUS_CRASHED, STATUS_USER_ERROR, STATUS_AGAIN = 1, 2, 75
-"""Exit statuses: a defect; what the user must mend; nothing is wrong here, start it again."""
+STATUS_CRASHED, STATUS_USER_ERROR, STATUS_AGAIN, STATUS_ABORTED = 1, 2, 75, 130
+"""Exit statuses: a defect; what the user must mend; nothing is wrong here, start it again; a second
+SIGINT."""
 
 
 class LostHost(RuntimeError):
@@ -88,10 +90,12 @@ def start(hosts: HostsConfig) -> None:
             heartbeat_timeout_seconds=hosts.heartbeat_timeout_s,
             shutdown_timeout_seconds=hosts.barrier_timeout_s,
         )
-    except ValueError as error:
-        if by_hand or "coordinator_address" not in str(error):
+    except (ValueError, RuntimeError) as error:
+        # JAX knows no cluster here, or was at work before: one process.
+        is_alone_here = any(text in str(error) for text in ("coordinator_address", "before any"))
+        if by_hand or not is_alone_here:
             raise
-        return  # JAX knows no cluster here: one process.
+        return
     finally:
         give_up.cancel()
     _state().client.key_value_set(f"{_ROOT}/names/{_state().process_id}", socket.gethostname())
@@ -160,7 +164,7 @@ def departure() -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         if is_alone():
             raise
         _leave(error)
@@ -239,40 +243,53 @@ def _failure() -> Exception | None:
 _LOST = re.compile(r"gloo|UNAVAILABLE|DEADLINE_EXCEEDED|heartbeat|coordination|connection", re.I)
 
 
+_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+
+
 def _status(error: BaseException) -> int:
-    if isinstance(error, UserError):
+    is_disk = isinstance(error, OSError) and error.errno in _DISK_REFUSES
+    if isinstance(error, UserError) or is_disk:
         return STATUS_USER_ERROR
+    if isinstance(error, KeyboardInterrupt):
+        return STATUS_ABORTED
     return STATUS_AGAIN if isinstance(error, LostHost) else STATUS_CRASHED
 
 
-def _leave(error: Exception) -> NoReturn:
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _leave(error: BaseException) -> NoReturn:
     """Says why, tells the others, and ends the process."""
-    if not isinstance(error, (UserError, LostHost)) and _LOST.search(str(error)):
+    if _status(error) == STATUS_CRASHED and _LOST.search(str(error)):
         error = _why_lost(error)
     status = _status(error)
-    if status == STATUS_CRASHED:
-        traceback.print_exception(error)
-    # The service may be gone with its host.
+    # The disk of the log may be full, the service may be gone with its host.
     with contextlib.suppress(Exception):
-        told = json.dumps({"status": status, "reason": str(error).splitlines()[0]})
+        if status == STATUS_CRASHED:
+            traceback.print_exception(error)
+    with contextlib.suppress(Exception):
+        told = json.dumps({"status": status, "reason": _first_line(error)})
         _state().client.key_value_set(f"{_ROOT}/failed/{_state().process_id}", told)
         if _state().process_id == 0:
             time.sleep(_GRACE_S)  # The others read it here.
-    _end(status, str(error))
+    _end(status, str(error) or type(error).__name__)
 
 
 def _end(status: int, reason: str) -> NoReturn:
     """Ends the process without a word to JAX, which would wait for the other hosts."""
-    sys.stderr.write(f"florence2-jax: {reason}\n")
-    sys.stderr.flush()
-    sys.stdout.flush()
-    os._exit(status)
+    try:
+        sys.stderr.write(f"florence2-jax: {reason}\n")
+        sys.stderr.flush()
+        sys.stdout.flush()
+    finally:  # The disk that is full may be that of the log.
+        os._exit(status)
 
 
 _GRACE_S = 3.0
 
 
-def _why_lost(error: Exception) -> Exception:
+def _why_lost(error: BaseException) -> Exception:
     """What another process said before it went, if it could."""
     deadline_s = time.monotonic() + _GRACE_S / 2
     while time.monotonic() < deadline_s:
@@ -281,5 +298,5 @@ def _why_lost(error: Exception) -> Exception:
                 return failure
         time.sleep(0.1)
     return LostHost(
-        f"another host is gone ({str(error).splitlines()[0]}); start the run again on all hosts"
+        f"another host is gone ({_first_line(error)}); start the run again on all hosts"
     )

@@ -69,6 +69,11 @@ def prepare(config: Mapping[str, Any], workdir: Path) -> Job:
     timeout_s = run.hosts.barrier_timeout_s
     mixture = _open(run)
     excluded = _excluded(run)
+    if processes.is_alone() and jax.process_count() > 1:
+        raise UserError(
+            f"JAX has {jax.process_count()} processes that cannot talk to each other; start the "
+            "run by `florence2-jax train` on every host"
+        )
     processes.agree(_facts(config, workdir, mixture, excluded), timeout_s)
     check_feeds(mixture, run.batch_spec().weights)
     mesh = make_mesh(run.mesh)

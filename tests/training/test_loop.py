@@ -3,15 +3,18 @@
 
 import copy
 import dataclasses
+import functools
 import io
 import json
 import shutil
+import signal
 
 import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
+from florence2_jax.cli.main import main
 from florence2_jax.data.texts import store_texts
 from florence2_jax.records.store import RecordStore
 from florence2_jax.records.writing import Plan, write_store
@@ -38,7 +41,9 @@ def params_of(workdir, run):
 
 
 def test_a_stopped_run_goes_on_to_the_same_losses(small_run, tmp_path):
-    straight = loop.run(small_run, tmp_path / "a", console=quiet())
+    states = []
+    keep = [lambda number, state, reporter: states.append(state)]
+    straight = loop.run(small_run, tmp_path / "a", console=quiet(), hooks=keep)
     first = loop.run(small_run, tmp_path / "b", console=quiet(), stop_after=3)
     assert (straight["step"], first["step"]) == (6, 3)
     console = quiet()
@@ -46,12 +51,42 @@ def test_a_stopped_run_goes_on_to_the_same_losses(small_run, tmp_path):
     assert "resuming after step 3" in console.file.getvalue()
     assert losses(tmp_path / "a") == losses(tmp_path / "b")
     assert losses(tmp_path / "a").keys() == {1, 2, 3, 4, 5, 6}
-    states = []
+    restored = []
     for name in "ab":
         with Checkpoints(tmp_path / name / "checkpoints") as checkpoints:
-            abstract = jax.eval_shape(lambda x: x, checkpoints._manager.restore(6)["params"])
-            states.append(checkpoints.restore_params(abstract))
-    jax.tree.map(np.testing.assert_array_equal, *states)
+            restored.append(checkpoints.restore(jax.eval_shape(lambda: states[-1])))
+    jax.tree.map(np.testing.assert_array_equal, *restored)
+
+
+def test_a_second_interrupt_aborts(small_run, tmp_path):
+    def strike(step, state, reporter):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        loop.run(small_run, tmp_path / "a", console=quiet(), hooks=[strike])
+
+
+def test_sigterm_ends_a_run_after_its_step_saved_with_a_status_of_its_own(
+    small_run, tmp_path, monkeypatch
+):
+    run_file = tmp_path / "run.py"
+    lines = ("from ml_collections import ConfigDict", "def get_config():")
+    run_file.write_text("\n".join([*lines, f"    return ConfigDict({small_run})"]))
+
+    def strike(step, state, reporter):
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    console, before = quiet(), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(loop, "run", functools.partial(loop.run, console=console, hooks=[strike]))
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--config", str(run_file), "--workdir", str(tmp_path / "a")])
+    assert end.value.code == 75
+    assert "stopped after step 4" in console.file.getvalue()
+    assert signal.getsignal(signal.SIGTERM) is before
+    with Checkpoints(tmp_path / "a" / "checkpoints") as checkpoints:
+        assert checkpoints.latest_step() == 4
 
 
 def test_a_finished_run_has_nothing_to_do(small_run, tmp_path):
