@@ -11,8 +11,8 @@ from typing import Any
 from florence2_jax.cli.main import leaf
 
 _EXAMPLES = """examples:
-  florence2-jax replay runs/large/black_box/step_90210.json
   florence2-jax replay step_90210.json --workdir runs/large --examples 0
+  florence2-jax replay runs/large/black_box/step_90210.json
 
 Takes the parameters from the run's newest checkpoint before that step. If it is that of the very
 step before, and the run was on processors too, loss and gradient norm are those of the run to the
