@@ -41,7 +41,8 @@ def plan(
 
     def try_out(changed: Mapping[str, Any], topology: Topology) -> Compiled:
         remat, batch = changed["model"]["remat"], changed["input"]["batch_size"]
-        on_progress(f"it does not fit; trying {batch} images with remat {remat}")
+        parts = f" in {changed['accumulate']} parts" if changed.get("accumulate", 1) > 1 else ""
+        on_progress(f"it does not fit; trying {batch} images{parts} with remat {remat}")
         return compile_run(changed, topology, with_analysis=False, quick=True)
 
     remedies = find_remedies(config, topology, compiled, try_out)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What would fit, where a run does not: another remat policy, or fewer images at a time."""
+"""What would fit, where a run does not: another remat policy, the batch in parts, fewer images."""
 
 import copy
 import dataclasses
@@ -27,12 +27,15 @@ class Remedies:
     policy: str  # With this policy
     images_per_device: int  # so many images fit at a time (0: not even one),
     batch_size: int  # which is this batch over all devices.
+    accumulate: int | None = None  # Or the whole batch, with that policy, in so many parts.
 
     def overrides(self) -> list[str]:
         """As flags of the command line."""
         flags = [f"--config.model.remat={self.remat}"] if self.remat else []
+        policy = f"--config.model.remat={self.policy}"
+        if self.accumulate:
+            flags.append(f"{policy} --config.accumulate={self.accumulate}")
         if self.batch_size:
-            policy = f"--config.model.remat={self.policy}"
             flags.append(f"{policy} --config.input.batch_size={self.batch_size}")
         return flags
 
@@ -69,12 +72,38 @@ def find_remedies(
         )
     shards = config["input"]["batch_size"] // program["images_per_device"]
     return Remedies(
-        remat=remat, policy=policy, images_per_device=images, batch_size=images * shards
+        remat=remat,
+        policy=policy,
+        images_per_device=images,
+        batch_size=images * shards,
+        accumulate=_parts(config, topology, policy, program, images, compile_run),
     )
 
 
+def _parts(
+    config: Mapping[str, Any],
+    topology: Topology,
+    policy: str,
+    program: Mapping[str, Any],
+    images: int,
+    compile_run: CompileRun,
+) -> int | None:
+    """`accumulate` with which the whole batch fits, if `images` per device do; else None."""
+    whole = program["images_per_device"]
+    parts = [n for n in range(2, whole + 1) if whole % n == 0 and whole // n <= images]
+    if not parts:
+        return None
+    accumulate = program["accumulate"] * parts[0]
+    tried = compile_run(changed(config, remat=policy, accumulate=accumulate), topology)
+    return accumulate if tried.fits else None
+
+
 def changed(
-    config: Mapping[str, Any], *, remat: str | None = None, batch_size: int | None = None
+    config: Mapping[str, Any],
+    *,
+    remat: str | None = None,
+    batch_size: int | None = None,
+    accumulate: int | None = None,
 ) -> dict[str, Any]:
     """A copy of a run file's values with some replaced; a run of samples keeps their number."""
     config = copy.deepcopy(dict(config))
@@ -82,6 +111,8 @@ def changed(
         config["model"]["remat"] = remat
     if batch_size is not None:
         config["input"]["batch_size"] = batch_size
+    if accumulate is not None:
+        config["accumulate"] = accumulate
     return config
 
 

@@ -21,14 +21,15 @@ class Compiler:
         self.state, self.image, self.asked = state, image, []
 
     def __call__(self, config, topology):
-        remat, images = config["model"]["remat"], config["input"]["batch_size"] // 16
+        accumulate = config.get("accumulate", 1)
+        remat, images = config["model"]["remat"], config["input"]["batch_size"] // 16 // accumulate
         self.asked.append((remat, images))
         needed = round((self.state + images * self.image[remat]) * GIB)
         fits = needed <= topology.chip.hbm_bytes
         own = {"parameters": GIB, "optimizer": round((self.state - 1) * GIB), "batch": 0}
         program = {"bytes_per_device": own, "images_per_device": images, "remat": remat}
         return Compiled(
-            program=program | {"accumulate": 1},
+            program=program | {"accumulate": accumulate},
             memory={} if fits else None,
             needed_bytes=None if fits else needed,
         )
@@ -42,8 +43,8 @@ def search(compiler: Compiler, *, images: int, remat: str = "none"):
     return find_remedies(config, TOPOLOGY, failed, compiler)
 
 
-@pytest.mark.parametrize(("images", "remat"), [(12, "dots"), (32, "full")])
-def test_the_cheapest_policy_that_fits_is_found(images, remat):
+@pytest.mark.parametrize(("images", "remat", "parts"), [(12, "dots", 2), (32, "full", 4)])
+def test_the_cheapest_policy_that_fits_is_found(images, remat, parts):
     compiler = Compiler()
     found = search(compiler, images=images)
     assert found.remat == remat
@@ -51,9 +52,11 @@ def test_the_cheapest_policy_that_fits_is_found(images, remat):
     assert (found.policy, found.images_per_device, found.batch_size) == ("none", 8, 128)
     assert found.overrides() == [
         f"--config.model.remat={remat}",
+        f"--config.model.remat=none --config.accumulate={parts}",
         "--config.model.remat=none --config.input.batch_size=128",
     ]
-    assert len(compiler.asked) <= 4
+    assert compiler.asked[-1] == ("none", images // parts)  # Compiled, not worked out.
+    assert len(compiler.asked) <= 5
 
 
 def test_the_largest_batch_of_the_last_policy_where_none_holds_all():
@@ -63,8 +66,9 @@ def test_the_largest_batch_of_the_last_policy_where_none_holds_all():
     assert 55 <= found.images_per_device <= 63  # To an eighth; 63 would just fit.
     assert found.batch_size == 16 * found.images_per_device
     assert ("full", found.images_per_device) in compiler.asked
-    assert len(compiler.asked) <= 6
-    assert len(found.overrides()) == 1
+    assert len(compiler.asked) <= 7
+    assert found.accumulate == 4  # 200 images in parts of 50.
+    assert len(found.overrides()) == 2
 
 
 def test_memory_that_does_not_grow_by_a_line_is_found_by_halves():
