@@ -7,6 +7,7 @@ it was: `data` is JSON that says which order that is, see `DataOrder`.
 
 import contextlib
 import logging
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from florence2_jax.parallel import processes
 from florence2_jax.training.digests import digests
 from florence2_jax.training.disk import disk_errors
 from florence2_jax.training.keeping import keep_policy
@@ -51,6 +53,7 @@ class Checkpoints:
         keep_best: besides, the best saves by `best_metric` of what `save` is told.
         higher_is_better: about `best_metric`; of a loss, lower is.
         keep_every: besides, the saves at multiples of this number of steps; 0 for none.
+        barrier_timeout_s: how long the hosts wait for each other while they save.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Checkpoints:
         best_metric: str = "loss",
         higher_is_better: bool = False,
         keep_every: int = 0,
+        barrier_timeout_s: int = 1200,
     ):
         self.directory = Path(directory).absolute()
         self._every_steps = every_steps
@@ -75,7 +79,11 @@ class Checkpoints:
             ),
             cleanup_tmp_directories=True,  # Saves that a killed run left half-written.
             lightweight_initialize=True,  # A damaged step must not stop it from being opened.
+            async_options=ocp.AsyncOptions(
+                timeout_secs=barrier_timeout_s, barrier_sync_fn=self._meet
+            ),
         )
+        self._failure: BaseException | None = None  # Of the save under way.
         self._writer: ocp.CheckpointManager | None = None  # Readers make none: it tidies up.
         self._restored: SavedStep | None = None
 
@@ -90,6 +98,16 @@ class Checkpoints:
                 self._writer.wait_until_finished()
         finally:
             self._writer.close()
+
+    def check(self) -> None:
+        """Raises what the save under way has met so far; costs nothing if it met nothing.
+
+        Raises:
+            UserError: if the disk refused it.
+        """
+        if self._failure is not None:
+            with disk_errors(self.directory):
+                raise self._failure
 
     def latest_step(self) -> int | None:
         """The newest step that was saved to its end; one still being written does not count."""
@@ -272,6 +290,16 @@ class Checkpoints:
                 with contextlib.suppress(Damaged):
                     self._note_metric(step.number, (step.manifest() or {"metrics": {}})["metrics"])
         return self._writer
+
+    def _meet(self, *, key: str, timeout_ms: int) -> None:
+        """The barrier of Orbax's background threads, which names who is late.
+
+        Behind a save that failed here, Orbax would wait for hosts that wait for that save.
+        """
+        if (error := sys.exc_info()[1]) is not None:
+            self._failure = error
+            raise error
+        processes.barrier(key, timeout_ms / 1000)
 
     def _note_metric(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._best_metric in metrics:

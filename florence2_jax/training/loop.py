@@ -90,7 +90,9 @@ def run(
     ):
         with (
             Checkpoints(
-                workdir / workdir_lib.CHECKPOINTS, **dataclasses.asdict(job.config.checkpoint)
+                workdir / workdir_lib.CHECKPOINTS,
+                **dataclasses.asdict(job.config.checkpoint),
+                barrier_timeout_s=job.config.hosts.barrier_timeout_s,
             ) as checkpoints,
             processes.departure(),  # Within what would wait for other hosts.
             Stopping() as stopping,
@@ -253,6 +255,7 @@ class _Loop:
 
     def _note_commit(self) -> None:
         """Books a save that has come to its end; looks once a second, for a bucket is slow."""
+        self.checkpoints.check()
         now = time.perf_counter()
         if self.saving and now - self.looked_s > 1.0:
             self.looked_s = now
