@@ -18,6 +18,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+# TensorStore and dead processes leave files to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 STEPS = 32
 
 
