@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Runs a command until it is done: through crashes, and through hosts that are lost and come back.
 
