@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "pretrain or fine-tune; run again, it goes on where it was",
     "predict": "answer prompts about images: terminal, JSON, drawn pictures",
     "evaluate": "metrics of a model on a store's split, beside an image-blind baseline",
+    "score": "the literature's metrics over result files of any model, without a model",
     "convert": "checkpoints, tokenizer and processor to and from PyTorch, both ways",
     "records": "make, import, check, count and look at FLD records",
     "plan": "will a run fit its TPUs, how fast is it: by the TPU compiler, without a TPU",

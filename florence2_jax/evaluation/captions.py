@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions: CIDEr-D, BLEU-4, ROUGE-L, and which objects and colours are named rightly.
+"""Captions: CIDEr-D, BLEU, ROUGE-L, and which objects and colours are named rightly.
 
-The three corpus metrics follow pycocoevalcap to the last digit on tokenised text. They are written
-here because that package weighs 100 MB and its tokenizer and other metrics start Java.
+The corpus metrics follow pycocoevalcap to the last digit on tokenised text. They are written here
+because that package weighs 100 MB and its tokenizer and other metrics start Java; METEOR, which is
+a Java program, is asked for where it is present (`java_metrics.py`).
 """
 
 import math
@@ -25,55 +26,79 @@ BASIC_COLORS = frozenset(
 _MAX_ORDER = 4  # Words in the longest n-gram.
 _CIDER_SIGMA = 6.0
 _ROUGE_BETA = 1.2
+_ABBREVIATIONS = (  # Those of words that captions have; "no.", "apt." and "oz." lose the period.
+    "st rd dr mr mrs ms jr sr ave blvd etc vs inc co corp ltd prof gen col sgt capt lt gov sen rep "
+    "rev hon mt ft ct dept bros bldg mon tue tues wed thu thurs fri jan feb mar apr jun jul aug "
+    "sep sept oct nov dec est tel sq pres univ calif fla va md mich minn tenn ph.d"
+)
 _TOKEN = re.compile(
-    r"\w+?(?=n't\b)|n't\b"  # is n't
+    rf"\b(?:{'|'.join(map(re.escape, _ABBREVIATIONS.split()))})\."  # etc.
+    r"|\b[a-z](?:\.[a-z])+\."  # u.s.a.
+    r"|\bcan(?=not\b)|\bgon(?=na\b)|\bgot(?=ta\b)|\bwan(?=na\b)"  # can not
+    r"|\by'(?=all\b)|\b[od]'\w+"  # y' all, o'clock
+    r"|\w+?(?=n't\b)|n't\b"  # is n't
     r"|'(?:s|m|d|re|ve|ll)\b"  # man 's
-    r"|\w+(?:[-/]\w+|(?<=\d)[.,:]\d+)*"  # dog, close-up, either/or, 1,000, 5:55
+    r"|\w+(?:[-/&]\w+|(?<=\d)[.,:]\d+)*"  # dog, close-up, either/or, at&t, 1,000, 5:55
+    r"|[!?]{2,}"  # !!, which is no punctuation there
     r"|[^\w\s]"
 )
-_DROPPED = frozenset(".?!,:;-'\"`()[]{}…“”‘’–—")
+_DROPPED = frozenset(".?!,:;-'\"`…“”‘’–—")
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 
 
 def caption_metrics(scored: Sequence[Scored]) -> dict[str, float]:
-    """Corpus CIDEr-D, BLEU-4 and ROUGE-L (mean over images).
+    """`caption_scores` of answers: each is one image, or one region, with its references."""
+    asked = [one for one in scored if one.true_texts]
+    return caption_scores([one.text for one in asked], [one.true_texts for one in asked])
 
-    Each `Scored` is one image (one region for `<REGION_TO_DESCRIPTION>`) with its references; the
-    inverse document frequencies of CIDEr come from these references, so the scores of two sets of
-    images do not compare, and a single image has CIDEr 0. An answer without words scores 0.
+
+def caption_scores(
+    captions: Sequence[str], references: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Corpus CIDEr-D, BLEU-1 to 4 and ROUGE-L (mean over images).
+
+    The inverse document frequencies of CIDEr come from these references, so the scores of two sets
+    of images do not compare, and a single image has CIDEr 0. A caption without words scores 0; of
+    no images all are NaN. Texts are tokenised by `tokenize_caption`.
 
     Source: the COCO caption protocol (arXiv:1504.00325), which prints all of these times 100.
     """
-    pairs = _tokenized(scored)
-    candidates, references = [c for c, _ in pairs], [r for _, r in pairs]
+    candidates = [tokenize_caption(text) for text in captions]
+    true = [[tokenize_caption(text) for text in texts] for texts in references]
+    bleus = dict(zip(("bleu1", "bleu2", "bleu3", "bleu4"), bleu(candidates, true), strict=True))
     return {
-        "cider": mean(cider_d(candidates, references)),
-        "bleu4": float(bleu(candidates, references)[-1]),
-        **rouge_metrics(scored),
+        "cider": mean(cider_d(candidates, true)),
+        "bleu4": float(bleus.pop("bleu4")),
+        "rouge_l": mean([rouge_l(*pair) for pair in zip(candidates, true, strict=True)]),
+        **{name: float(value) for name, value in bleus.items()},
     }
 
 
 def rouge_metrics(scored: Sequence[Scored]) -> dict[str, float]:
     """ROUGE-L alone, the one of the three that speaks for a single caption."""
-    return {"rouge_l": mean([rouge_l(*pair) for pair in _tokenized(scored)])}
+    asked = [one for one in scored if one.true_texts]
+    values = rouge_similarity([one.text for one in asked], [one.true_texts for one in asked])
+    return {"rouge_l": mean(values)}
 
 
-def _tokenized(scored: Sequence[Scored]) -> list[tuple[list[str], list[list[str]]]]:
+def rouge_similarity(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """ROUGE-L of each caption, in [0, 1]."""
     return [
-        (tokenize_caption(one.text), [tokenize_caption(text) for text in one.true_texts])
-        for one in scored
-        if one.true_texts
+        rouge_l(tokenize_caption(text), [tokenize_caption(true) for true in texts])
+        for text, texts in zip(captions, references, strict=True)
     ]
 
 
 def tokenize_caption(text: str) -> list[str]:
     """Lower-case words, clitics split off, punctuation dropped.
 
-    It does what the Penn Treebank tokenizer of the protocol does to captions: `isn't` -> `is n't`,
-    `man's` -> `man 's`, hyphenated words and numbers stay whole. Of 6,000 COCO captions 8 come out
-    otherwise, all because an abbreviation (`st.`) loses its period here.
+    It does what the Penn Treebank tokenizer of the protocol does to captions, its quirks included:
+    `isn't` -> `is n't`, `man's` -> `man 's`, `cannot` -> `can not`, `(` -> `-lrb-` and `!!` are
+    words, `etc.` keeps its period; hyphenated words and numbers stay whole. Addresses of the
+    internet, slang (`rock 'n' roll`), initials and numbers with a unit (`5pm`) come out otherwise.
     """
-    text = text.lower().replace("’", "'")
-    return [token for token in _TOKEN.findall(text) if token not in _DROPPED]
+    tokens: list[str] = _TOKEN.findall(text.lower().replace("’", "'"))
+    return [_BRACKETS.get(token, token) for token in tokens if token not in _DROPPED]
 
 
 def cider_d(

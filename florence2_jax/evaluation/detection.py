@@ -10,7 +10,7 @@ average precision of a model without scores says less than its F1.
 import contextlib
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -43,13 +43,9 @@ def detection_metrics(scored: Sequence[Scored]) -> dict[str, float]:
 
 
 def proposal_metrics(scored: Sequence[Scored]) -> dict[str, float]:
-    """Class-agnostic average recall over IoU 0.50 to 0.95 at 100 and 10 boxes, F1 at IoU 0.5.
-
-    Source: the COCO protocol with one category for all, by pycocotools.
-    """
-    scores = coco_scores(*_as_coco(scored, with_labels=False))
-    names = ("ar100", "ar10", "ar_small", "ar_medium", "ar_large")
-    return {name: scores[name] for name in names} | match_metrics(scored, with_labels=False)
+    """`proposal_scores` of answers, and F1 at IoU 0.5 with no regard to labels."""
+    scores = proposal_scores(*_as_coco(scored, with_labels=False))
+    return scores | match_metrics(scored, with_labels=False)
 
 
 def match_metrics(scored: Sequence[Scored], *, with_labels: bool = True) -> dict[str, float]:
@@ -81,6 +77,9 @@ def coco_scores(
 ) -> dict[str, float]:
     """The twelve numbers of `COCOeval`, without its output; NaN where no truth is of that size.
 
+    No truth: NaN. No detections: 0. A box said twice: the second is a false positive. A score or
+    box that is not finite: ValueError.
+
     Args:
         truth: a COCO instances dictionary: `images`, `categories`, `annotations`.
         detections: COCO results: `image_id`, `category_id`, `score`, `bbox` or `segmentation`.
@@ -88,6 +87,64 @@ def coco_scores(
     """
     if not truth["annotations"]:
         return dict.fromkeys(COCO_SCORES, math.nan)
+    evaluation = _evaluated(truth, detections, COCOeval, iou_type)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.summarize()
+    values = np.where(evaluation.stats < 0, math.nan, evaluation.stats)
+    return dict(zip(COCO_SCORES, values.tolist(), strict=True))
+
+
+def proposal_scores(
+    truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]],
+    *,
+    iou_type: Literal["bbox", "segm"] = "bbox",
+) -> dict[str, float]:
+    """Average recall over IoU 0.50 to 0.95 at 100, 10 and 1000 boxes an image, all one category.
+
+    The recalls by size are at 100 boxes. Arguments and degenerate input: as `coco_scores`.
+
+    Source: the COCO protocol with `useCats` off, by pycocotools.
+    """
+    if not truth["annotations"]:
+        return dict.fromkeys(_PROPOSAL_SCORES, math.nan)
+    evaluation = _evaluated(truth, detections, _any_category, iou_type)
+    recall = evaluation.eval["recall"]  # [IoU thresholds, one category, sizes, boxes]
+    values = {}
+    for name, (size, limit) in _PROPOSAL_SCORES.items():
+        cell = recall[:, 0, evaluation.params.areaRngLbl.index(size), _PROPOSAL_LIMITS.index(limit)]
+        values[name] = math.nan if (cell < 0).all() else float(cell.mean())
+    return values
+
+
+_PROPOSAL_LIMITS = (10, 100, 1000)
+_PROPOSAL_SCORES = {
+    "ar100": ("all", 100),
+    "ar10": ("all", 10),
+    "ar1000": ("all", 1000),
+    "ar_small": ("small", 100),
+    "ar_medium": ("medium", 100),
+    "ar_large": ("large", 100),
+}
+
+
+def _any_category(*args: Any) -> COCOeval:
+    """A `COCOeval` that does not look at categories, up to 1000 boxes an image."""
+    evaluation = COCOeval(*args)
+    evaluation.params.useCats = 0
+    evaluation.params.maxDets = list(_PROPOSAL_LIMITS)
+    return evaluation
+
+
+def _evaluated(
+    truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]],
+    make: Callable[..., Any],
+    iou_type: str,
+) -> Any:
+    for one in detections:
+        if not (np.isfinite(one["score"]) and np.isfinite(one.get("bbox", 0)).all()):
+            raise ValueError(f"image {one['image_id']}: a box or score is not finite: {one}")
     # Copies: pycocotools writes into its input. Numbers from 1: it takes a match with 0 for none.
     annotations = [dict(a, id=number) for number, a in enumerate(truth["annotations"], start=1)]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -96,12 +153,10 @@ def coco_scores(
             found = true.loadRes([dict(detection) for detection in detections])
         else:
             found = _index({**truth, "annotations": []})
-        evaluation = COCOeval(true, found, iou_type)
+        evaluation = make(true, found, iou_type)
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    values = np.where(evaluation.stats < 0, math.nan, evaluation.stats)
-    return dict(zip(COCO_SCORES, values.tolist(), strict=True))
+    return evaluation
 
 
 def _index(dataset: dict[str, Any]) -> Any:  # Its annotations are narrower than what it takes.

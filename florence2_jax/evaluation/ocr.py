@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading: all writing of an image, writing with its place, the writing of one region.
 
-Words are compared as written, upper and lower case apart.
+Words are compared as written, upper and lower case apart; words with a place as ICDAR does, see
+`spotting.py`.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from jaxtyping import Float
-from numpy.typing import NDArray
 
-from florence2_jax.evaluation.scored import Scored, f1_score, mean, num_matches, polygons_of
-from florence2_jax.evaluation.segmentation import mask_iou, rasterize
+from florence2_jax.evaluation.scored import Scored, f1_score, mean, polygons_of
+from florence2_jax.evaluation.spotting import Word, count_words, spotting_scores
 from florence2_jax.tasks.answers import AnyRegion
 from florence2_jax.tasks.targets import clean_text
-from florence2_jax.typing import Size
-
-_RASTER_SIDE = 4096  # Four points to a location bin: finer than any answer.
 
 
 def reading_metrics(scored: Sequence[Scored]) -> dict[str, float]:
+    """`reading_scores` of answers; of several references the first."""
+    return reading_scores([(one.text, one.true_texts[0]) for one in scored if one.true_texts])
+
+
+def reading_scores(texts: Sequence[tuple[str, str]]) -> dict[str, float]:
     """F1, precision and recall (also called word accuracy) of words, and the character error rate.
 
     Words are what blanks part, each image a multiset of them, so that the order of lines does not
@@ -30,9 +30,14 @@ def reading_metrics(scored: Sequence[Scored]) -> dict[str, float]:
     summed over images, with blanks and line breaks alike; it depends on the order of lines and
     goes beyond 1 where too much is read.
 
+    No pages, or no words in the truth: NaN. Nothing read: 0, and an error rate of 1.
+
+    Args:
+        texts: what was read on each page, and what is written there.
+
     Source: the usual measures of page reading; there is no published protocol for Florence-2.
     """
-    pairs = [(one.text.split(), one.true_texts[0].split()) for one in scored if one.true_texts]
+    pairs = [(found.split(), true.split()) for found, true in texts]
     matched = sum((Counter(found) & Counter(true)).total() for found, true in pairs)
     f1, precision, recall = f1_score(
         matched, sum(len(found) for found, _ in pairs), sum(len(true) for _, true in pairs)
@@ -47,24 +52,10 @@ def reading_metrics(scored: Sequence[Scored]) -> dict[str, float]:
 
 
 def spotting_metrics(scored: Sequence[Scored]) -> dict[str, float]:
-    """End-to-end harmonic mean, precision and recall: IoU of the quads > 0.5 and equal text.
-
-    Quads overlap as polygons, rotated or not, drawn on a grid of 4096 points a side. Each answer
-    takes one truth; counts are summed over images. Words without letters in the truth are words
-    like any other: there are no "do not care" regions.
-
-    Source: ICDAR 2015 end-to-end reading, which also folds upper and lower case.
-    """
-    matched = num_found = num_true = 0
-    for one in scored:
-        found, true = one.regions, one.example.regions
-        overlap = _quad_iou(found, true, one.size)
-        texts = np.array([_spelled(region.label) for region in true], object)
-        is_equal = np.array([_spelled(region.label) for region in found], object)[:, None] == texts
-        matched += num_matches(overlap * ((overlap > 0.5) & is_equal))
-        num_found, num_true = num_found + len(found), num_true + len(true)
-    f1, precision, recall = f1_score(matched, num_found, num_true)
-    return {"hmean": f1, "precision": precision, "recall": recall}
+    """`spotting_scores` of answers; every word of the truth is to be cared for."""
+    return spotting_scores(
+        [count_words(_words(one.regions), _words(one.example.regions)) for one in scored]
+    )
 
 
 def region_reading_metrics(scored: Sequence[Scored]) -> dict[str, float]:
@@ -98,13 +89,6 @@ def _spelled(text: str) -> str:
     return " ".join(clean_text(text).split())
 
 
-def _quad_iou(
-    found: Sequence[AnyRegion], true: Sequence[AnyRegion], size: Size
-) -> Float[NDArray, "R Q"]:
-    scale = _RASTER_SIDE / max(size)
-    grid = (math.ceil(size[0] * scale), math.ceil(size[1] * scale))
-
-    def draw(region: AnyRegion) -> dict[str, Any]:
-        return rasterize([tuple(v * scale for v in p) for p in polygons_of(region)], grid)
-
-    return mask_iou([draw(region) for region in found], [draw(region) for region in true])
+def _words(regions: Sequence[AnyRegion]) -> list[Word]:
+    # Of several polygons the first: writing has one outline.
+    return [Word(polygons_of(region)[0], _spelled(region.label)) for region in regions]

@@ -6,6 +6,10 @@ Three rules hold for all metrics of this package, so that no score flatters:
 - a question without truth is not scored, and a metric without any truth is NaN;
 - an answer that is missing, or says nothing, scores 0;
 - values are fractions (0.41, not 41); CIDEr (up to 10) and the character error rate go beyond 1.
+
+Said twice, an answer is a second answer: it costs precision wherever there is one. A coordinate or
+score that is not finite is a ValueError: it comes from a broken program, and every order it is
+sorted into is an accident.
 """
 
 import dataclasses
@@ -33,12 +37,23 @@ from florence2_jax.typing import Box, Polygon, Size
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scored:
-    """One question about one image and its answer; `size` is `(width, height)` in pixels."""
+    """One question about one image and its answer; `size` is `(width, height)` in pixels.
+
+    Raises ValueError if a coordinate or score is not finite.
+    """
 
     example: Example
     answer: Answer
     size: Size
     image_id: str
+
+    def __post_init__(self):
+        found = self.answer.regions if isinstance(self.answer, RegionsAnswer) else ()
+        for region in (*found, *self.example.regions):
+            values = [value for polygon in polygons_of(region) for value in polygon]
+            if not all(map(math.isfinite, (*values, region.score or 0.0))):
+                token = self.example.task.token
+                raise ValueError(f"{token} of {self.image_id}: not finite: {region}")
 
     @property
     def text(self) -> str:

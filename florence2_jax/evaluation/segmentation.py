@@ -18,18 +18,32 @@ _mask: Any = pycocotools.mask  # Its annotations are narrower than what it takes
 
 
 def segmentation_metrics(scored: Sequence[Scored]) -> dict[str, float]:
+    """`mask_scores` of answers.
+
+    Masks are the union of all polygons of all instances at the size of the original image.
+    """
+    return mask_scores(
+        [
+            _overlap(one.regions, one.example.regions, one.size)
+            for one in scored
+            if one.example.regions
+        ]
+    )
+
+
+def mask_scores(areas: Sequence[tuple[float, float]]) -> dict[str, float]:
     """`miou`: mean IoU per question; `oiou`: all intersections over all unions.
 
-    Masks are the union of all polygons of all instances at the size of the original image. An empty
-    answer has IoU 0, as has a truth too thin to cover a pixel. Large objects rule `oiou`.
+    No questions: NaN. An empty answer has IoU 0, as has a truth too thin to cover a pixel. Large
+    objects rule `oiou`. Areas that are not finite: ValueError.
+
+    Args:
+        areas: pixels in both masks of a question, and in either.
 
     Source: the protocol of referring segmentation on RefCOCO.
     """
-    areas = [
-        _overlap(one.regions, one.example.regions, one.size)
-        for one in scored
-        if one.example.regions
-    ]
+    if not np.isfinite(areas).all():
+        raise ValueError("an area of a mask is not finite")
     intersections, unions = np.array(areas, np.float64).reshape(-1, 2).T
     return {
         "miou": mean(intersections / np.maximum(unions, 1)),
@@ -41,10 +55,16 @@ def _overlap(
     found: Iterable[AnyRegion], true: Iterable[AnyRegion], size: Size
 ) -> tuple[float, float]:
     """Pixels in both masks, and in either."""
-    masks = [
+    drawn = (
         rasterize([polygon for region in regions for polygon in polygons_of(region)], size)
         for regions in (found, true)
-    ]
+    )
+    return mask_overlap(*drawn)
+
+
+def mask_overlap(found: dict[str, Any], true: dict[str, Any]) -> tuple[float, float]:
+    """Pixels in both of two run-length codes of one size, and in either."""
+    masks = [found, true]
     areas = _mask.area([_mask.merge(masks, intersect=True), _mask.merge(masks)])
     return float(areas[0]), float(areas[1])
 

@@ -59,14 +59,51 @@ def vqa_accuracy(answer: str, references: Sequence[str]) -> float:
 
     Source: VQA (arXiv:1505.00468) and its released evaluation code.
     """
-    answer = answer.strip()
-    if len(references) < _NUM_ANSWERS or len(set(references)) > 1:
-        answer = normalize_answer(answer)
-        references = [normalize_answer(text) for text in references]
-    matches = [text == answer for text in references]
     if len(references) < _NUM_ANSWERS:
-        return float(any(matches))
+        return float(normalize_answer(answer) in map(normalize_answer, references))
+    return official_vqa_accuracy(answer, references)
+
+
+def official_vqa_accuracy(answer: str, references: Sequence[str]) -> float:
+    """VQA accuracy of ten answers, and by the same formula of any other number of them.
+
+    Raises ValueError without a reference. An empty answer is right only where a person gave none.
+    """
+    if not references:
+        raise ValueError("VQA accuracy of a question without answers of people")
+    if len(set(references)) > 1:
+        answer, references = normalize_answer(answer), list(map(normalize_answer, references))
+    return _agreement(_one_line(answer), [_one_line(text) for text in references])
+
+
+def textvqa_accuracy(answer: str, references: Sequence[str]) -> float:
+    """The accuracy of TextVQA: VQA's formula, but texts are always normalised, and otherwise.
+
+    Commas and question marks vanish first, and `'s` is split off.
+
+    Raises ValueError without a reference. An empty answer is right only where a person gave none.
+
+    Source: TextVQA (arXiv:1904.08920), the evaluator released with MMF.
+    """
+    if not references:
+        raise ValueError("TextVQA accuracy of a question without answers of people")
+    found, *true = (_normalize_textvqa(text) for text in (answer, *references))
+    return _agreement(found, true)
+
+
+def _agreement(answer: str, references: Sequence[str]) -> float:
+    """The mean, over each person left out in turn, of `min(1, matches among the others / 3)`."""
+    matches = [text == answer for text in references]
     return mean([min(1.0, (sum(matches) - match) / 3) for match in matches])
+
+
+def _one_line(text: str) -> str:
+    return re.sub("[\n\t]", " ", text).strip()
+
+
+def _normalize_textvqa(text: str) -> str:
+    text = re.sub("[,?]", "", text.lower()).replace("'s", " 's").strip()
+    return normalize_answer(text)
 
 
 def normalize_answer(text: str) -> str:
@@ -76,7 +113,7 @@ def normalize_answer(text: str) -> str:
     mark beside a blank vanishes, another becomes a blank, and all vanish if any comma stands
     between digits. Periods stay before a digit only, and at most 32 are taken out.
     """
-    text = re.sub("[\n\t]", " ", text).strip()
+    text = _one_line(text)
     has_thousands = re.search(r"\d,\d", text) is not None
     is_beside_blank = {mark: f"{mark} " in text or f" {mark}" in text for mark in _PUNCTUATION}
     for mark, is_beside in is_beside_blank.items():

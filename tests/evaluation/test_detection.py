@@ -12,6 +12,7 @@ from florence2_jax.evaluation.detection import (
     detection_metrics,
     match_metrics,
     proposal_metrics,
+    proposal_scores,
 )
 from florence2_jax.tasks.answers import BoxRegion, MaskRegion
 
@@ -148,3 +149,43 @@ def test_better_scored_boxes_choose_first(ask):
     other = ("cat", (0, 5, 40, 25))  # Meets `near` at IoU 2/3 and `exact` at 1/2.
     scores = match_metrics([ask("OD", [CAT, other], [exact, near])])
     assert scores["f1"] == 1
+
+
+def test_proposal_recall_by_hand():
+    """Twelve objects, eleven found exactly, the wrong category among them."""
+    boxes = [[50.0 * i, 0.0, 40.0, 40.0] for i in range(12)]
+    truth = {
+        "images": [{"id": 1}, {"id": 2}],
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "annotations": [
+            {"image_id": 1, "category_id": 1, "bbox": box, "area": 1600, "iscrowd": 0}
+            for box in boxes
+        ],
+    }
+    found = [
+        {"image_id": 1, "category_id": 2, "bbox": box, "score": 0.5 - i / 100}
+        for i, box in enumerate(boxes[:11])
+    ]
+    scores = proposal_scores(truth, found)
+    assert next(iter(scores)) == "ar100"
+    assert scores["ar10"] == pytest.approx(10 / 12)
+    assert scores["ar100"] == scores["ar1000"] == scores["ar_medium"] == pytest.approx(11 / 12)
+    assert math.isnan(scores["ar_small"])
+    assert proposal_scores(truth, [])["ar100"] == 0
+    twice = proposal_scores(truth, [found[0], found[0] | {"score": 0.4}])
+    assert twice["ar100"] == pytest.approx(1 / 12)
+    assert math.isnan(proposal_scores(truth | {"annotations": []}, found)["ar100"])
+
+
+@pytest.mark.parametrize("odd", [{"score": math.nan}, {"bbox": [0.0, 0.0, math.inf, 1.0]}])
+def test_what_is_not_finite_is_an_error(odd, ask):
+    entry = {"image_id": 1, "category_id": 1, "bbox": [0.0, 0.0, 9.0, 9.0], "score": 0.5}
+    truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cat"}]}
+    truth["annotations"] = [entry | {"area": 81, "iscrowd": 0}]
+    for metric in (coco_scores, proposal_scores):
+        with pytest.raises(ValueError, match="image 1: a box or score is not finite"):
+            metric(truth, [entry | odd])
+    with pytest.raises(ValueError, match="OD> of image: not finite"):
+        ask("OD", [CAT], [BoxRegion(label="cat", box=CAT[1], score=math.nan)])
+    with pytest.raises(ValueError, match="OD> of image: not finite"):
+        ask("OD", [("cat", (0, 0, math.inf, 9))], [])

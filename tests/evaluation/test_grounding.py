@@ -3,11 +3,23 @@
 
 import math
 
+import numpy as np
 import pytest
 
-from florence2_jax.evaluation.grounding import grounding_metrics, referring_metrics
+from florence2_jax.evaluation.grounding import (
+    grounding_metrics,
+    phrase_recall,
+    referring_metrics,
+    referring_scores,
+)
 
 TASK = "CAPTION_TO_PHRASE_GROUNDING"
+
+
+def first(scores):
+    return {name: scores[name] for name in ("r1_any", "r1_merged")}
+
+
 LEFT, RIGHT = (0, 0, 10, 10), (30, 0, 40, 10)
 
 
@@ -21,12 +33,42 @@ LEFT, RIGHT = (0, 0, 10, 10), (30, 0, 40, 10)
 )
 def test_any_box_and_merged_box(ask, box, expected):
     truth = [("two men", LEFT), ("two men", RIGHT)]
-    assert grounding_metrics([ask(TASK, truth, [("two men", box)])]) == expected
+    assert first(grounding_metrics([ask(TASK, truth, [("two men", box)])])) == expected
 
 
-def test_only_the_first_box_of_a_phrase_counts(ask):
+def test_later_boxes_of_a_phrase_count_up_to_k(ask):
     answer = [("a man", RIGHT), ("a man", LEFT)]
-    assert grounding_metrics([ask(TASK, [("a man", LEFT)], answer)])["r1_any"] == 0
+    scores = grounding_metrics([ask(TASK, [("a man", LEFT)], answer)])
+    assert (scores["r1_any"], scores["r5_any"], scores["r10_any"]) == (0, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("place", "names"),
+    [
+        (0, ["r1", "r5", "r10", "upper_bound"]),
+        (4, ["r5", "r10", "upper_bound"]),
+        (5, ["r10", "upper_bound"]),
+        (10, ["upper_bound"]),
+        (None, []),
+    ],
+)
+def test_recall_at_k_looks_at_k_boxes(place, names):
+    boxes = np.array([RIGHT] * 11, float)
+    if place is not None:
+        boxes[place] = LEFT
+    scores = phrase_recall([(boxes, np.array([LEFT], float))])
+    assert [name for name, value in scores.items() if value] == [
+        f"{name}_{protocol}" for name in names for protocol in ("any", "merged")
+    ]
+
+
+def test_a_box_that_is_not_finite_is_an_error():
+    box, odd = np.array([LEFT], float), np.array([[0, 0, math.nan, 9]])
+    for pair in ((odd, box), (box, odd)):
+        with pytest.raises(ValueError, match="not finite"):
+            phrase_recall([pair])
+    with pytest.raises(ValueError, match="not finite"):
+        referring_scores([1.0, math.nan])
 
 
 def test_equal_phrases_match_in_order_of_occurrence(ask):
@@ -48,7 +90,7 @@ def test_degenerate_grounding(ask):
     assert all(map(math.isnan, grounding_metrics([]).values()))
     assert all(map(math.isnan, grounding_metrics([ask(TASK, [], [("a man", LEFT)])]).values()))
     silent = ask(TASK, [("a man", LEFT)], [])
-    assert grounding_metrics([silent]) == {"r1_any": 0, "r1_merged": 0}
+    assert not any(grounding_metrics([silent]).values())
 
 
 REFERRING = "REFERRING_EXPRESSION_COMPREHENSION"

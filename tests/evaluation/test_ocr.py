@@ -19,6 +19,11 @@ STOP = QuadRegion(label="STOP", quad=(10, 10, 50, 10, 50, 20, 10, 20))
 EXIT = QuadRegion(label="EXIT", quad=(10, 40, 50, 40, 50, 50, 10, 50))
 
 
+def end_to_end(scored):
+    scores = spotting_metrics(scored)
+    return {name: scores[name] for name in ("hmean", "precision", "recall")}
+
+
 def test_words_by_hand(ask):
     one = ask("OCR", ["STOP HERE\nSTOP"], "HERE STOP now stop")  # 2 of 4 words, of 3 true ones.
     other = ask("OCR", ["EXIT"], "EXIT")
@@ -61,13 +66,13 @@ def test_spotting_wants_place_and_text(ask):
     misread = QuadRegion(label="ST0P", quad=STOP.quad)
     for wrong in (moved, misread):
         scored = [ask("OCR_WITH_REGION", [STOP, EXIT], [wrong, EXIT])]
-        assert spotting_metrics(scored) == {"hmean": 0.5, "precision": 0.5, "recall": 0.5}
+        assert end_to_end(scored) == {"hmean": 0.5, "precision": 0.5, "recall": 0.5}
     perfect = [ask("OCR_WITH_REGION", [STOP, EXIT], [EXIT, STOP])]
-    assert spotting_metrics(perfect) == {"hmean": 1, "precision": 1, "recall": 1}
+    assert end_to_end(perfect) == {"hmean": 1, "precision": 1, "recall": 1}
 
 
 def test_a_word_found_twice_counts_once(ask):
-    scores = spotting_metrics([ask("OCR_WITH_REGION", [STOP], [STOP, STOP])])
+    scores = end_to_end([ask("OCR_WITH_REGION", [STOP], [STOP, STOP])])
     assert scores == pytest.approx({"hmean": 2 / 3, "precision": 0.5, "recall": 1})
 
 
@@ -92,7 +97,7 @@ def test_degenerate_spotting(ask):
     for scored in ([], [ask("OCR_WITH_REGION", [], [STOP])]):
         assert all(map(math.isnan, spotting_metrics(scored).values()))
     silent = spotting_metrics([ask("OCR_WITH_REGION", [STOP], [])])
-    assert silent == {"hmean": 0, "precision": 0, "recall": 0}
+    assert not any(silent.values())
 
 
 def test_writing_of_a_region_is_right_or_wrong(ask):

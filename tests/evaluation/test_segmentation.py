@@ -6,7 +6,7 @@ import math
 import pytest
 from pycocotools import mask
 
-from florence2_jax.evaluation.segmentation import rasterize, segmentation_metrics
+from florence2_jax.evaluation.segmentation import mask_scores, rasterize, segmentation_metrics
 from florence2_jax.tasks.answers import MaskRegion
 
 TASK = "REFERRING_EXPRESSION_SEGMENTATION"
@@ -45,6 +45,11 @@ def test_masks_have_the_size_of_the_image():
     assert mask.toBbox(run).tolist() == [10, 20, 50, 20]
     assert mask.area(rasterize([rectangle(-50, -50, 500, 500)], (80, 50))) == 80 * 50
     assert mask.area(rasterize([(5, 5, 20, 20)], (80, 50))) == 0  # A line draws nothing.
+
+
+def test_areas_that_are_not_finite_are_an_error():
+    with pytest.raises(ValueError, match="not finite"):
+        mask_scores([(1.0, 2.0), (math.nan, 4.0)])
 
 
 def test_degenerate_masks(ask):

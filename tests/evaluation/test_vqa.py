@@ -5,7 +5,13 @@ import math
 
 import pytest
 
-from florence2_jax.evaluation.vqa import normalize_answer, vqa_accuracy, vqa_metrics
+from florence2_jax.evaluation.vqa import (
+    normalize_answer,
+    official_vqa_accuracy,
+    textvqa_accuracy,
+    vqa_accuracy,
+    vqa_metrics,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +65,34 @@ def test_mean_over_questions(ask):
     assert vqa_metrics(scored) == {"accuracy": pytest.approx((1 + 0.3) / 2)}
     assert math.isnan(vqa_metrics([])["accuracy"])
     assert math.isnan(vqa_metrics([ask("VQA", [], "dog")])["accuracy"])
+
+
+def test_the_official_formula_for_any_number_of_people():
+    assert official_vqa_accuracy("dog", ["dog"]) == 0  # Nobody else agrees.
+    assert official_vqa_accuracy("dog", ["dog", "dog"]) == pytest.approx(1 / 3)
+    assert official_vqa_accuracy("2", ["two"] * 9 + ["3"]) == 1
+    assert official_vqa_accuracy("2", ["two"] * 10) == 0  # All equal: taken literally.
+    assert official_vqa_accuracy("", ["dog"] * 10) == 0
+    for accuracy in (official_vqa_accuracy, textvqa_accuracy):
+        with pytest.raises(ValueError, match="without answers of people"):
+            accuracy("dog", [])
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "expected"),
+    [
+        ("yes", "Yes", 1),  # Normalised where all agree, too.
+        ("men s room", "men's room", 0),
+        ("men 's room", "Men's room?", 1),
+        ("10,000", "10000", 1),
+        ("the nokia", "nokia.", 1),
+        ("", "", 1),
+        ("", "nokia", 0),
+    ],
+)
+def test_textvqa_normalises_always_and_otherwise(answer, reference, expected):
+    assert textvqa_accuracy(answer, [reference] * 10) == expected
+
+
+def test_textvqa_agreement():
+    assert textvqa_accuracy("Dog", ["dog", "dog", *"abcdefgh"]) == pytest.approx(0.6)
