@@ -15,8 +15,9 @@ _EXAMPLES = """examples:
   florence2-jax replay runs/large/black_box/step_90210.json
 
 Takes the parameters from the run's newest checkpoint before that step. If it is that of the very
-step before, and the run was on processors too, loss and gradient norm are those of the run to the
-last bit. Each image is then run by itself, which takes as long as a step of one image.
+step before (or with --catch-up, which does the steps in between again), and the run was on
+processors too, loss and gradient norm are those of the run to the last bit. Each image is then run
+by itself, which takes as long as a step of one image.
 """
 _MOST_DEVICES = 64
 
@@ -35,6 +36,11 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--examples", type=int, metavar="N", help="run only the first N by themselves (all)"
     )
+    command.add_argument(
+        "--catch-up",
+        action="store_true",
+        help="do the steps since the checkpoint again first; needs the run's records",
+    )
     leaf(command, _run)
     return command
 
@@ -50,6 +56,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         args.file,
         args.workdir,
         max_examples=args.examples,
+        catch_up=args.catch_up,
         say=lambda text: console.print(f"[dim]{text}[/]", highlight=False),
     )
     _show(console, report)
@@ -85,7 +92,8 @@ def _show(console: Any, report: dict[str, Any]) -> None:
         console.print(
             f"  the state is that of step {report['state']['step']}"
             + ("" if report["same_mesh"] else ", the devices are others")
-            + ": the numbers need not agree",
+            + ": the numbers need not agree"
+            + ("" if report["state"]["is_step_before"] else " (--catch-up does the rest again)"),
             highlight=False,
         )
     if report["examples"]:

@@ -34,6 +34,7 @@ from florence2_jax.training import workdir as workdir_lib
 from florence2_jax.training.checkpoint import Checkpoints
 from florence2_jax.training.config import RunConfig
 from florence2_jax.training.optimizer import make_optimizer
+from florence2_jax.training.saved_step import saved_steps
 from florence2_jax.training.state import TrainState, init_params
 from florence2_jax.training.step import Step, check_batch, make_step
 from florence2_jax.typing import UserError
@@ -66,9 +67,10 @@ def prepare(config: Mapping[str, Any], workdir: Path) -> Job:
         LostHost: if a host does not come so far in time.
     """
     run = RunConfig.create(config)
+    workdir_lib.check_place(workdir)
     timeout_s = run.hosts.barrier_timeout_s
-    mixture = _open(run)
-    excluded = _excluded(run)
+    mixture = open_mixture(run)
+    excluded = excluded_ids(run)
     if processes.is_alone() and jax.process_count() > 1:
         raise UserError(
             f"JAX has {jax.process_count()} processes that cannot talk to each other; start the "
@@ -135,7 +137,7 @@ def first_state(
         return state
     if init.workdir:
         with Checkpoints(Path(init.workdir) / workdir_lib.CHECKPOINTS) as other:
-            state = fresh.replace(params=other.restore_params(abstract.params))
+            state = fresh.replace(params=other.restore_params(abstract.params, say=say))
         say(f"starting from {init.workdir}")
         return state
     if job.initial is not None:
@@ -222,7 +224,7 @@ def _check_shared(workdir: Path) -> None:
         time.sleep(0.1)
 
 
-def _excluded(run: RunConfig) -> frozenset[str]:
+def excluded_ids(run: RunConfig) -> frozenset[str]:
     """Ids in the list of `input.exclude`. Raises UserError if the run refuses to leave them out."""
     if not run.input.exclude:
         return frozenset()
@@ -236,7 +238,7 @@ def _excluded(run: RunConfig) -> frozenset[str]:
     return ids
 
 
-def _open(run: RunConfig) -> Mixture:
+def open_mixture(run: RunConfig) -> Mixture:
     """The stores of a run. Raises UserError, naming the directory, if one cannot be read."""
     inputs = run.input
     if inputs.records:
@@ -258,7 +260,7 @@ def _initial(
     run: RunConfig, model: Florence2Config, tokenizer: Tokenizer, workdir: Path
 ) -> Any | None:
     """What `init.bart` and `init.davit` give; None without them, or where the run goes on."""
-    goes_on = any((workdir / workdir_lib.CHECKPOINTS).glob("[0-9]*"))
+    goes_on = bool(saved_steps(workdir / workdir_lib.CHECKPOINTS))
     if goes_on or not (run.init.bart or run.init.davit):
         return None
     return initialize(

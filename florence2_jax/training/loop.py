@@ -309,6 +309,8 @@ class _Loop:
         hosts = self.host_times.share(self.scalars, is_reader=jax.process_index() == 0)
         self.scalars["learning_rate"] = float(np.asarray(self.schedule(number - 1)))
         self.scalars["grad_norm"] = float(metrics["grad_norm"])
+        norms = metrics["grad_norms"].items()
+        self.scalars |= {f"grad_norm/{name}": float(value) for name, value in norms}
         self.scalars |= self.order.epochs(number)
         self.reporter.progress(number, self.scalars, hosts=hosts)
         self.ledger.write()

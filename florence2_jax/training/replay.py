@@ -13,38 +13,49 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from florence2_jax.data.loading import Batch
+from florence2_jax.data.pipeline import iterate, make_dataset
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.parallel.mesh import MeshConfig, make_mesh
 from florence2_jax.parallel.partitioning import batch_sharding, param_path, state_shardings
 from florence2_jax.tasks.registry import TASKS
+from florence2_jax.text.tokenizer import Tokenizer
 from florence2_jax.training import workdir as workdir_lib
 from florence2_jax.training.black_box import to_json
 from florence2_jax.training.config import RunConfig
 from florence2_jax.training.digests import digests
+from florence2_jax.training.job import excluded_ids, open_mixture
 from florence2_jax.training.optimizer import make_optimizer
 from florence2_jax.training.recording import Recording, read_recording
 from florence2_jax.training.saved_step import one_line, saved_steps
 from florence2_jax.training.state import InitConfig, TrainState, init_params
-from florence2_jax.training.step import DEVICE_KEYS, compile_step, make_step
+from florence2_jax.training.step import DEVICE_KEYS, Step, compile_step, make_step
 from florence2_jax.typing import UserError
 
 Say = Callable[[str], None]
 
 
 def replay(
-    path: Path, workdir: Path | None = None, *, max_examples: int | None = None, say: Say
+    path: Path,
+    workdir: Path | None = None,
+    *,
+    max_examples: int | None = None,
+    catch_up: bool = False,
+    say: Say,
 ) -> dict[str, Any]:
     """Runs the step once more on the devices of this process, then each of its examples alone.
 
     The state is the newest checkpoint from before the step that verifies. Only if that is of the
     very step before are loss and gradient norm those of the run, and to the last bit only on
     devices of the same kind and number; otherwise the recorded examples and keys meet somewhat
-    younger parameters, which still tells an example that is broken.
+    younger parameters, which still tells an example that is broken. With `catch_up` the steps in
+    between are done again, on the run's own records.
 
     Args:
         path: a JSON file of the black box.
         workdir: of the run; by default where the file lies.
         max_examples: examine only so many examples; None for all.
+        catch_up: do the steps from the checkpoint to the recorded one again, then that one.
         say: is told what is going on.
 
     Returns:
@@ -53,7 +64,8 @@ def replay(
         `non_finite_gradients`.
 
     Raises:
-        UserError: if the file, the run or a checkpoint from before the step is not there.
+        UserError: if the file, the run or a checkpoint from before the step is not there; with
+            `catch_up` also if the run's records are not, or are no longer what they were.
     """
     recording = read_recording(path)
     workdir = Path(path).absolute().parent.parent if workdir is None else Path(workdir)
@@ -64,6 +76,8 @@ def replay(
     optimizer = make_optimizer(run.optimizer, run.total_steps)
     step = make_step(run, model, optimizer, first_location_id=first_location_id)
     state, shardings = _restore(workdir, recording.step, model, optimizer, mesh, say)
+    if catch_up and int(state.step) < recording.step - 1:
+        state = _catch_up(state, shardings, recording, run, tokenizer, step, mesh, say)
     state_step = int(state.step)
     params = jax.device_get(state.params)  # The step's own copy is donated.
     # The keys of a step follow from its number.
@@ -219,12 +233,63 @@ def _restore(
         age = step - 1 - saved.number
         say(
             f"the state is the checkpoint of step {saved.number}, "
-            + (f"{age} step(s) too early: the numbers need not agree" if age else "the step before")
+            + (f"{age} step(s) before the one it needs" if age else "the step before")
         )
         return TrainState(params=found["params"], **found["training"]), shardings
     raise UserError(
         f"{directory} holds no checkpoint from before step {step} that verifies: copy one there"
     )
+
+
+def _catch_up(
+    state: TrainState,
+    shardings: Any,
+    recording: Recording,
+    run: RunConfig,
+    tokenizer: Tokenizer,
+    step: Step,
+    mesh: Mesh,
+    say: Say,
+) -> TrainState:
+    """The state of the step before the recorded one, by training up to it again."""
+    dataset = make_dataset(
+        open_mixture(run),
+        tokenizer,
+        run.batch_spec(),
+        seed=run.seed,
+        excluded=excluded_ids(run),
+    )
+    first_step = int(state.step)
+    batches = iterate(
+        dataset,
+        start_step=first_step,
+        num_workers=run.input.num_workers,
+        num_threads=run.input.num_threads,
+        buffer=run.input.buffer,
+    )
+    compiled: dict[tuple[int, ...], Any] = {}
+    for number in range(first_step + 1, recording.step):
+        batch = next(batches)
+        _check_examples(batch, number, recording)
+        arrays = {name: batch[name] for name in DEVICE_KEYS if name in batch}
+        on_devices = jax.device_put(arrays, batch_sharding(mesh))
+        if (shape := on_devices["image"].shape) not in compiled:
+            compiled[shape] = compile_step(step, state, shardings, on_devices, mesh)
+        state, metrics = compiled[shape](state, on_devices)
+        say(f"step {number} of {recording.step - 1} again: loss {float(metrics['loss']):.4g}")
+    return state
+
+
+def _check_examples(batch: Batch, number: int, recording: Recording) -> None:
+    """Refuses to go on with other examples than the run's, as far as the box remembers them."""
+    row = next((row for row in recording.report["steps"] if row["step"] == number), {})
+    for name in ("store", "index"):
+        known = set(row.get(name, ()))
+        if known - set(batch[name].tolist()):
+            raise UserError(
+                f"step {number} of the run had other examples than its records give now ({name} "
+                f"{sorted(known)[:4]} ...): they were changed; replay without --catch-up"
+            )
 
 
 def _compare(value: Any, recorded: Any) -> dict[str, Any]:

@@ -123,10 +123,17 @@ def train_step(
         "loss": loss_sums.sum() / jnp.maximum(token_sums.sum(), 1.0),
         "num_tokens": token_sums.sum(),
         "grad_norm": optax.tree.norm(grads),
+        "grad_norms": {name: optax.tree.norm(part) for name, part in model_parts(grads).items()},
         "task_loss_sums": loss_sums,
         "task_token_sums": token_sums,
     }
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+def model_parts(params: dict[str, Any]) -> dict[str, Any]:
+    """The parts of a model whose gradients are told apart: the towers and what joins them."""
+    text = {f"text/{name}": part for name, part in params["text"].items()}
+    return {name: part for name, part in params.items() if name != "text"} | text
 
 
 def _accumulate(part_gradient, batch: dict[str, Any], number: int):

@@ -15,6 +15,7 @@ DIR/stalls/, profile/  see `watch.py`
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -38,6 +39,15 @@ _FREE_KEYS = (
 """What may change between starts: it does not touch what is learnt."""
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def check_place(workdir: Path) -> None:
+    """Raises UserError if the directory is a URL: `Path` would make a folder `gs:` of it."""
+    if match := re.match(r"([a-z][a-z0-9+.-]+):/", workdir.as_posix()):
+        raise UserError(
+            f"--workdir {workdir}: a {match[1]} URL is no directory; mount the bucket (Cloud "
+            "Storage FUSE, see docs/pods.md) and give its path"
+        )
 
 
 def claim(workdir: Path, config: Mapping[str, Any]) -> None:

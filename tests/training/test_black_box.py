@@ -3,6 +3,7 @@
 
 import io
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -65,6 +66,7 @@ def test_a_step_of_a_run_can_be_run_again_to_its_last_bit(small_run, tmp_path, c
             raise RuntimeError("the loader fell over")
         return batch
 
+    small_run["checkpoint"] = dict(every_steps=1, keep=3)
     with pytest.raises(RuntimeError):
         loop.run(small_run, tmp_path, console=quiet(), batch_hooks=[confuse])
     file = tmp_path / "black_box" / "step_3.json"
@@ -72,6 +74,7 @@ def test_a_step_of_a_run_can_be_run_again_to_its_last_bit(small_run, tmp_path, c
     assert [path.name for path in sorted(file.parent.iterdir())] == ["step_3.json", "step_3.npz"]
     assert written["reason"] == "crash: RuntimeError: the loader fell over"
     assert [row["step"] for row in written["steps"]] == [1, 2, 3]
+    assert written["steps"][0]["grad_norms"].keys() >= {"image", "projector", "text/decoder"}
     assert written["rng"] == {"seed": 3, "step": 2} and len(written["steps"][0]["index"]) == 8
 
     told = replay(file, say=lambda text: None)
@@ -80,8 +83,8 @@ def test_a_step_of_a_run_can_be_run_again_to_its_last_bit(small_run, tmp_path, c
     assert len(told["examples"]) == 8 and told["non_finite_gradients"] == []
     losses = {one["row"]: one["loss"] for one in told["examples"]}
     assert losses[2] == max(losses.values()) and told["examples"][0]["row"] == 2
-
-    # As step 4, of which there is no checkpoint; and one of its tokens is none.
+    # As step 4, with no checkpoint of the step before; and one of its tokens is none.
+    shutil.rmtree(tmp_path / "checkpoints" / "3")
     with np.load(file.with_suffix(".npz")) as saved:
         arrays = dict(saved)
     arrays["target_ids"][5, 0, 1] = 10**6
@@ -90,12 +93,26 @@ def test_a_step_of_a_run_can_be_run_again_to_its_last_bit(small_run, tmp_path, c
     lines = []
     told = replay(file.with_name("step_4.json"), max_examples=6, say=lines.append)
     assert told["state"] == {"step": 2, "is_step_before": False}
-    assert any("1 step(s) too early" in line for line in lines)
+    assert any("1 step(s) before the one it needs" in line for line in lines)
     worst, *rest = told["examples"]
     assert (worst["row"], worst["loss"]) == (5, "nan") and worst["index"] == arrays["index"][5]
     assert all(isinstance(one["loss"], float) for one in rest) and len(rest) == 5
     assert "text/shared/embedding" in told["non_finite_gradients"]
     assert told["loss"]["replayed"] == "nan" and not told["loss"]["is_same"]
+
+    shutil.rmtree(tmp_path / "checkpoints" / "2")
+    lines = []
+    told = replay(file, max_examples=0, catch_up=True, say=lines.append)
+    assert "is the checkpoint of step 1, 1 step(s) before the one it needs" in lines[0]
+    assert "step 2 of 2 again: loss " in lines[1] and told["examples"] == []
+    assert told["state"]["is_step_before"]
+    assert told["loss"]["is_same"] and told["grad_norm"]["is_same"]
+
+    report = json.loads(file.read_text())
+    report["steps"][1]["index"][0] = 10**6
+    file.write_text(json.dumps(report))
+    with pytest.raises(UserError, match="step 2 of the run had other examples than its records"):
+        replay(file, max_examples=0, catch_up=True, say=lines.append)
 
 
 def test_a_spike_is_a_multiple_of_the_median(tmp_path):

@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,6 +22,7 @@ from florence2_jax.records.writing import Plan, write_store
 from florence2_jax.text.tokenizer import Tokenizer
 from florence2_jax.training import loop
 from florence2_jax.training.checkpoint import Checkpoints
+from florence2_jax.training.saved_step import saved_steps
 from florence2_jax.typing import UserError
 
 
@@ -156,6 +158,12 @@ def test_a_workdir_of_another_run_is_refused(small_run, tmp_path):
     loop.run(small_run, tmp_path / "a", console=quiet(), stop_after=2)
 
 
+def test_a_url_is_no_workdir(small_run):
+    with pytest.raises(UserError, match="a gs URL is no directory; mount the bucket"):
+        loop.run(small_run, Path("gs://bucket/run"), console=quiet())
+    assert not Path("gs:").exists()
+
+
 def test_a_folder_of_something_else_is_refused(small_run, tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"")
     with pytest.raises(UserError, match="is not empty and holds no run"):
@@ -167,7 +175,9 @@ def test_a_checkpoint_of_another_size_is_refused(small_run, tmp_path):
     config = json.loads((tmp_path / "a" / "config.json").read_text())
     config["model"]["text"]["mlp_dim"] = small_run["model"]["text"]["mlp_dim"] = 96
     (tmp_path / "a" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"of another model: .*fc1/bias is \(64,\) there, \(96,\)"):
+    with pytest.raises(
+        UserError, match=r"of another model: .*fc1/bias is float32\[64\] there, float32\[96\]"
+    ):
         loop.run(small_run, tmp_path / "a", console=quiet())
 
 
@@ -214,6 +224,30 @@ def test_a_loss_that_is_no_number_stops_the_run(small_run, tmp_path):
     small_run["optimizer"] = dict(peak_lr=1e30, warmup_steps=0)
     with pytest.raises(UserError, match=r"step \d: the loss is .*with a lower optimizer\.peak_lr"):
         loop.run(small_run, tmp_path / "a", console=quiet())
+
+
+def test_a_step_that_is_skipped_changes_nothing_and_is_told(small_run, tmp_path):
+    def break_a_target(number, batch):
+        if number == 4:
+            batch["target_ids"][0, 0, 1] = 10**6  # No such token: the loss is no number.
+        return batch
+
+    def keep(number, state, reporter):
+        states[number] = jax.device_get(state.params)
+
+    states, console = {}, quiet()
+    small_run["optimizer"] = dict(peak_lr=1e-3, warmup_steps=2, skip_norm=1e6)
+    hooks = dict(hooks=[keep], batch_hooks=[break_a_target])
+    assert loop.run(small_run, tmp_path / "a", console=console, **hooks)["step"] == 6
+    jax.tree.map(np.testing.assert_array_equal, states[3], states[4])
+    assert not np.array_equal(*(states[i]["text"]["shared"]["embedding"] for i in (4, 5)))
+    assert "step 4: not finite: loss nan, gradient norm nan; it changed nothing; see florence2" in (
+        console.file.getvalue()
+    )
+    lines = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
+    skipped = {row["step"]: row.get("skipped_steps") for row in map(json.loads, lines)}
+    assert [skipped[step] for step in (3, 4, 5)] == [0, 1, 0]
+    assert [step.number for step in saved_steps(tmp_path / "a" / "checkpoints")] == [2, 4, 6]
 
 
 def test_a_run_starts_from_bart(small_run, scenes, tmp_path):
