@@ -10,4 +10,5 @@ setup_venv "test"
 .venv/bin/ruff format --check .
 .venv/bin/ruff check .
 .venv/bin/pyright
-.venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+# A process that crashes ends the run: pytest-xdist can wait for ever for the tests of a lost one.
+.venv/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 "$@"
