@@ -19,14 +19,18 @@ So a restarter starts again unless the status is 0 or 2, and gives up after some
 
 import argparse
 import dataclasses
-import os
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from florence2_jax.cli.hosts import add_hosts, place
 from florence2_jax.cli.main import leaf
 from florence2_jax.typing import UserError
+
+if TYPE_CHECKING:
+    from florence2_jax.training.config import RunConfig
+    from florence2_jax.training.loop import Hook
 
 _EXAMPLES = """examples:
   florence2-jax train --config configs/scenes.py --workdir runs/scenes
@@ -59,13 +63,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--stop-after", type=int, metavar="STEP", help="stop and save after this step"
     )
-    group = command.add_argument_group("hosts", "only where JAX does not find them by itself")
-    for flag, kind, name, text in (
-        ("--coordinator", str, "HOST:PORT", "where process 0 can be reached"),
-        ("--num-processes", int, "N", "how many processes the run has; 1: this one, alone"),
-        ("--process-id", int, "I", "which of them this is, from 0"),
-    ):
-        group.add_argument(flag, type=kind, metavar=name, help=text)
+    add_hosts(command)
     leaf(command, _run)
     return command
 
@@ -101,7 +99,11 @@ def load_config(config: str, overrides: list[str]) -> dict[str, Any]:
         for match in weights:
             loaded["input"]["tasks"][match.group(1)] = float(match.group(2))
     except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"--config {config}: {type(error).__name__}: {error}") from error
+        # Of what a run file raised absl tells the whole trace; its last line is the reason.
+        reason = f"{type(error).__name__}: {error}"
+        if "Traceback" in reason:
+            reason = reason.strip().splitlines()[-1]
+        raise UserError(f"--config {config}: {reason}") from error
     except (ImportError, SyntaxError, NameError) as error:
         raise UserError(f"--config {path}: the run file is broken, {error}") from error
     if len(rest) > 1:
@@ -112,28 +114,6 @@ def load_config(config: str, overrides: list[str]) -> dict[str, Any]:
 _WEIGHT = re.compile(r"--config\.input\.tasks\.(\w+)=(.+)")
 
 
-_VARIABLES = {
-    "coordinator": "JAX_COORDINATOR_ADDRESS",
-    "num_processes": "JAX_NUM_PROCESSES",
-    "process_id": "JAX_PROCESS_ID",
-}
-
-
-def _place(args: argparse.Namespace) -> dict[str, Any]:
-    """Where this process is in its run: flags before environment variables."""
-    place: dict[str, Any] = {}
-    for name, variable in _VARIABLES.items():
-        value = getattr(args, name)
-        if value is None and (text := os.environ.get(variable, "")):
-            is_number = name != "coordinator"
-            if is_number and not text.isdecimal():
-                raise UserError(f"{variable}={text}: not a number")
-            value = int(text) if is_number else text
-        if value is not None:
-            place[name] = value
-    return place
-
-
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     config = load_config(args.config, args.overrides)
     from florence2_jax.parallel import processes
@@ -141,8 +121,19 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     from florence2_jax.training.config import RunConfig
 
     # The others start with the same values; only their places differ.
-    processes.start(dataclasses.replace(RunConfig.create(config).hosts, **_place(args)))
-    report = loop.run(config, args.workdir, stop_after=args.stop_after)
+    run = RunConfig.create(config)
+    processes.start(dataclasses.replace(run.hosts, **place(args)))
+    hooks = _evaluation(run, args.workdir)
+    report = loop.run(config, args.workdir, stop_after=args.stop_after, hooks=hooks)
     if report["stopped"]:
         sys.exit(processes.STATUS_AGAIN)
     return report
+
+
+def _evaluation(run: "RunConfig", workdir: Path) -> "list[Hook]":
+    """The hook that evaluates as the run goes, if the run file asks for it."""
+    if not run.evaluation.every_steps:
+        return []
+    from florence2_jax.evaluation.during_training import EvaluationHook
+
+    return [EvaluationHook(run.evaluation, run, workdir)]

@@ -7,6 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
+from numpy.typing import NDArray
+
+from florence2_jax.evaluation import shares
+from florence2_jax.evaluation.bootstrap import Draws, by_question
 from florence2_jax.evaluation.captions import caption_metrics, object_color_f1, rouge_metrics
 from florence2_jax.evaluation.detection import detection_metrics, match_metrics, proposal_metrics
 from florence2_jax.evaluation.grounding import grounding_metrics, referring_iou, referring_metrics
@@ -16,25 +20,57 @@ from florence2_jax.evaluation.ocr import (
     spotting_metrics,
 )
 from florence2_jax.evaluation.regions import category_metrics
+from florence2_jax.evaluation.resampled_ap import resampled_ap
+from florence2_jax.evaluation.resampled_captions import resampled_captions
 from florence2_jax.evaluation.scored import Scored, distinct
 from florence2_jax.evaluation.segmentation import segmentation_metrics
 from florence2_jax.evaluation.vqa import vqa_metrics
 from florence2_jax.tasks.registry import Task
 
 Metrics: TypeAlias = Callable[[Sequence[Scored]], dict[str, float]]
+Resampling: TypeAlias = Callable[[Sequence[Scored], Draws], dict[str, NDArray]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How a task is scored: over a corpus, and one answer by itself (in [0, 1]); headline first."""
+    """How a task is scored: a corpus, one answer by itself (in [0, 1]), resampled records.
+
+    Metrics come headline first. What `resampled` leaves out is worked out anew for each draw.
+    """
 
     corpus: Metrics
     single: Metrics
+    resampled: Resampling
 
 
-_CAPTIONS = Family(caption_metrics, rouge_metrics)
-_DETECTION = Family(detection_metrics, match_metrics)
-_SEGMENTATION = Family(segmentation_metrics, segmentation_metrics)
+def _detection(*, with_labels: bool) -> Resampling:
+    matches = functools.partial(match_metrics, with_labels=with_labels)
+    f1 = by_question(matches, shares.REGIONS)
+
+    def resampled(scored: Sequence[Scored], draws: Draws) -> dict[str, NDArray]:
+        return resampled_ap(scored, draws, with_labels=with_labels) | f1(scored, draws)
+
+    return resampled
+
+
+def _means(metrics: Metrics, single: Metrics | None = None) -> Family:
+    """Metrics that are means over questions, each of which counts the same."""
+    return Family(metrics, single or metrics, by_question(metrics))
+
+
+_CAPTIONS = Family(caption_metrics, rouge_metrics, resampled_captions)
+_DETECTION = Family(detection_metrics, match_metrics, _detection(with_labels=True))
+_PROPOSALS = Family(
+    proposal_metrics,
+    functools.partial(match_metrics, with_labels=False),
+    _detection(with_labels=False),
+)
+_SEGMENTATION = Family(
+    segmentation_metrics, segmentation_metrics, by_question(segmentation_metrics, shares.MASKS)
+)
+_GROUNDING = Family(
+    grounding_metrics, grounding_metrics, by_question(grounding_metrics, shares.PHRASES)
+)
 
 FAMILIES: dict[str, Family] = {
     "<CAPTION>": _CAPTIONS,
@@ -42,20 +78,20 @@ FAMILIES: dict[str, Family] = {
     "<MORE_DETAILED_CAPTION>": _CAPTIONS,
     "<OD>": _DETECTION,
     "<DENSE_REGION_CAPTION>": _DETECTION,
-    "<REGION_PROPOSAL>": Family(
-        proposal_metrics, functools.partial(match_metrics, with_labels=False)
+    "<REGION_PROPOSAL>": _PROPOSALS,
+    "<OCR>": Family(reading_metrics, reading_metrics, by_question(reading_metrics, shares.WORDS)),
+    "<OCR_WITH_REGION>": Family(
+        spotting_metrics, spotting_metrics, by_question(spotting_metrics, shares.REGIONS)
     ),
-    "<OCR>": Family(reading_metrics, reading_metrics),
-    "<OCR_WITH_REGION>": Family(spotting_metrics, spotting_metrics),
-    "<CAPTION_TO_PHRASE_GROUNDING>": Family(grounding_metrics, grounding_metrics),
+    "<CAPTION_TO_PHRASE_GROUNDING>": _GROUNDING,
     "<OPEN_VOCABULARY_DETECTION>": _DETECTION,
     "<REFERRING_EXPRESSION_SEGMENTATION>": _SEGMENTATION,
     "<REGION_TO_SEGMENTATION>": _SEGMENTATION,
-    "<REGION_TO_CATEGORY>": Family(category_metrics, category_metrics),
+    "<REGION_TO_CATEGORY>": _means(category_metrics),
     "<REGION_TO_DESCRIPTION>": _CAPTIONS,
-    "<REGION_TO_OCR>": Family(region_reading_metrics, region_reading_metrics),
-    "<VQA>": Family(vqa_metrics, vqa_metrics),
-    "<REFERRING_EXPRESSION_COMPREHENSION>": Family(referring_metrics, referring_iou),
+    "<REGION_TO_OCR>": _means(region_reading_metrics),
+    "<VQA>": _means(vqa_metrics),
+    "<REFERRING_EXPRESSION_COMPREHENSION>": _means(referring_metrics, referring_iou),
 }
 
 

@@ -3,203 +3,221 @@
 
 Beside each metric stands that of a blind baseline: the same model, the same prompts, but the image
 of another record. What a model knows without looking (language, the box in the prompt) is in both.
+
+On several hosts every process calls `evaluate`: each answers the questions of its block of records,
+and the first one scores them all.
 """
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-from numpy.typing import NDArray
+import jax
 
-from florence2_jax.data.examples import Example, examples_of
-from florence2_jax.data.transforms import decode, resize
+from florence2_jax.evaluation import bootstrap
+from florence2_jax.evaluation.answer_log import (
+    AnswerLog,
+    Line,
+    Reply,
+    SetAside,
+    claim,
+    from_lines,
+    to_lines,
+)
+from florence2_jax.evaluation.answering import (
+    Answering,
+    Shape,
+    batches_of,
+    prompts_per_image,
+    replicas,
+    rows_of,
+)
 from florence2_jax.evaluation.captions import content_vocabulary
-from florence2_jax.evaluation.families import score_task
-from florence2_jax.evaluation.scored import Scored
-from florence2_jax.inference.predictor import Prediction, Predictor
-from florence2_jax.records.checks import ImageError
-from florence2_jax.records.schema import Record
+from florence2_jax.evaluation.families import FAMILIES, score_task
+from florence2_jax.evaluation.questions import Asking, Listing, list_questions, readable
+from florence2_jax.evaluation.results import Answered, Evaluation, TaskResult
+from florence2_jax.inference.predictor import Predictor
+from florence2_jax.parallel import processes
+from florence2_jax.parallel.gathering import block_of, gather
 from florence2_jax.records.store import RecordStore
-from florence2_jax.tasks.registry import TASKS, Task
-from florence2_jax.typing import UserError
+from florence2_jax.tasks.registry import Task
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Answered:
-    """One question about one record and what the model said."""
-
-    record: Record
-    example: Example
-    prediction: Prediction
-
-    @property
-    def scored(self) -> Scored:
-        """What the metrics read."""
-        return Scored(
-            example=self.example,
-            answer=self.prediction.answer,
-            size=self.record.size,
-            image_id=self.record.id,
-        )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TaskResult:
-    """One task's metrics, headline first, those of the blind baseline, and what they count."""
-
-    task: Task
-    metrics: dict[str, float]
-    blind: dict[str, float]
-    num_examples: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values; a metric without truth is null."""
-
-        def plain(metrics: dict[str, float]) -> dict[str, float | None]:
-            return {name: None if math.isnan(v) else v for name, v in metrics.items()}
-
-        return {
-            "task": self.task.name,
-            "num_examples": self.num_examples,
-            "metrics": plain(self.metrics),
-            "blind": plain(self.blind),
-        }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Results per task, the answers behind them, and records that could not be used."""
-
-    results: tuple[TaskResult, ...]
-    answered: tuple[Answered, ...]
-    num_records: int
-    set_aside: tuple[tuple[int, str], ...]
+MOST_PROMPTS = 8
+"""Prompts that share one look at an image; a record with more questions is looked at again."""
 
 
 def evaluate(
     predictor: Predictor,
     store: RecordStore,
-    tasks: Sequence[Task] = tuple(TASKS.values()),
+    asking: Asking = Asking(),
     *,
     max_records: int | None = None,
-    per_record: int = 4,
     with_blind: bool = True,
     batch_size: int = 16,
+    num_resamples: int = bootstrap.NUM_RESAMPLES,
+    folder: Path | None = None,
+    job: Mapping[str, Any] = {},
+    devices: Sequence[Any] | None = None,
+    timeout_s: float = 1800.0,
     on_progress: Callable[[int, int], None] | None = None,
-) -> Evaluation:
+) -> Evaluation | None:
     """Asks, and scores.
 
     Args:
-        tasks: those that no record feeds are left out of the results.
+        asking: tasks that no record feeds are left out where all tasks are asked for.
         max_records: the first so many records of the split; all by default.
-        per_record: questions per task and record at most (the first ones: regions, phrases).
-        batch_size: images per call of the model.
-        on_progress: called with (batches done, batches in all).
+        batch_size: images per call of a device.
+        num_resamples: of the bootstrap; 0 for no intervals.
+        folder: where answers are kept, so that the same call goes on after an interruption. Hosts
+            need not share it; where they do, their number may change in between.
+        job: what tells this evaluation from another one in the same folder.
+        timeout_s: how long a host waits for the slowest one.
+        on_progress: called with (batches done, batches in all) of this process.
+
+    Returns:
+        The evaluation on process 0, None on the others.
 
     Raises:
-        UserError: if no record feeds any of the tasks.
+        UserError: if no record feeds the tasks, or the folder holds another evaluation.
     """
-    records, set_aside = _readable(store, max_records)
-    asked = [_questions(record, tasks, per_record) for record in records]
-    if not records:
-        raise UserError(
-            f"{store.directory}: no record of {store.split} can be read: {set_aside[0]}"
-        )
-    if not any(asked):
-        names = ", ".join(task.name for task in tasks)
-        raise UserError(f"no record of {store.directory} ({store.split}) feeds {names}")
-    starts = range(0, len(records), batch_size)
-    total = len(starts) * (2 if with_blind else 1)
+    index, count = jax.process_index(), jax.process_count()
+    listing = list_questions(store, asking, max_records)
+    if folder is not None:
+        if index == 0:
+            claim(folder, job)
+        processes.barrier("evaluation", timeout_s)
+        claim(folder, job)
+    log = AnswerLog(folder, process_index=index, process_count=count)
+    records = block_of(len(listing.per_record), index, count)
+    num_prompts = prompts_per_image(listing.per_record, MOST_PROMPTS)
+    answering = Answering(
+        replicas(predictor, devices), store, asking, Shape(batch_size, num_prompts)
+    )
+    batches = batches_of(rows_of(listing.per_record, records, num_prompts), batch_size)
+    # With one record there is nothing to be blind with.
+    passes = [False, True] if with_blind and len(listing.per_record) > 1 else [False]
+    total = len(batches) * len(passes)
+    for number, is_blind in enumerate(passes):
+        left = [
+            batch
+            for batch in batches
+            if any((row.record, k, is_blind) not in log for row in batch for k in row.numbers)
+        ]
+        done = number * len(batches) + len(batches) - len(left)
+        others = _others(len(listing.per_record)) if is_blind else None
+        # Closed where it is left by an error or Ctrl-C: what is not begun is not waited for.
+        with contextlib.closing(answering.run(left, seen=others)) as found:
+            for at, lines in enumerate(found, start=1):
+                log.add(lines)
+                if on_progress:
+                    on_progress(done + at, total)
+    parts = gather(to_lines(log.lines(records)), "answers", timeout_s)
+    if index != 0:
+        return None
+    lines = [line for part in parts for line in from_lines(part)]
+    return _score(store, asking, listing, lines, passes, num_resamples)
 
-    def run(shift: int, done: int) -> Iterator[Answered]:
-        for number, start in enumerate(starts, 1):
-            rows = range(start, min(start + batch_size, len(records)))
-            seen = [records[(i + shift) % len(records)] for i in rows]
-            batch = [(records[i], asked[i]) for i in rows]
-            yield from _answer(predictor, batch, seen, batch_size, max(map(len, asked)))
-            if on_progress:
-                on_progress(done + number, total)
 
-    answered = tuple(run(0, 0))
-    # Half a store away: neighbours may be alike. With one record there is nothing to be blind with.
-    shift = len(records) // 2
-    blind = tuple(run(shift, len(starts))) if with_blind and shift else ()
-    words = content_vocabulary(_category_names(records))
+def _others(number: int) -> Callable[[int], Iterator[int]]:
+    """From half a store away on, never the record itself: neighbours may be alike."""
+    far = [number // 2 + k for k in range(min(number, 16)) if (number // 2 + k) % number]
+    return lambda index: ((index + shift) % number for shift in far)
+
+
+def _score(
+    store: RecordStore,
+    asking: Asking,
+    listing: Listing,
+    lines: Sequence[Line],
+    passes: Sequence[bool],
+    num_resamples: int,
+) -> Evaluation:
+    replies = {line.key: line for line in lines if isinstance(line, Reply)}
+    aside = {line.record: line.reason for line in lines if isinstance(line, SetAside)}
+    aside |= listing.unreadable
+    answered: dict[bool, list[Answered]] = {is_blind: [] for is_blind in passes}
+    lost: dict[str, int] = {}
+    for index, record in readable(store, len(listing.per_record), {}):
+        for question in asking.questions(record)[0]:
+            token = question.example.task.token
+            if index in aside:
+                lost[token] = lost.get(token, 0) + 1
+                continue
+            for is_blind in passes:
+                reply = replies[index, question.number, is_blind]
+                assert reply.prompt == question.prompt, (reply, question)
+                found = Answered(
+                    index=index,
+                    record_id=record.id,
+                    size=record.size,
+                    example=question.example,
+                    prediction=reply.prediction(question.asked, record.size),
+                )
+                answered[is_blind].append(found)
+    # Every question is answered, or of a record that was set aside and is counted there.
+    num_questions = sum(listing.per_task.values())
+    for some in answered.values():
+        assert len(some) == num_questions - sum(lost.values()), (len(some), num_questions, lost)
+    words = content_vocabulary(listing.categories)
     results = []
-    for task in tasks:
-        own = [one.scored for one in answered if one.example.task is task]
-        others = [one.scored for one in blind if one.example.task is task]
-        if own:
-            metrics = score_task(task, own, content_words=words)
-            blind_metrics = score_task(task, others, content_words=words) if others else {}
+    for task in asking.tasks:
+        if listing.per_task.get(task.token):
             results.append(
-                TaskResult(task=task, metrics=metrics, blind=blind_metrics, num_examples=len(own))
+                _result(
+                    task,
+                    [one for one in answered[False] if one.example.task is task],
+                    [one for one in answered.get(True, ()) if one.example.task is task],
+                    words=words,
+                    num_resamples=num_resamples,
+                    left_out=listing.left_out.get(task.token, 0),
+                    lost=lost.get(task.token, 0),
+                )
             )
     return Evaluation(
         results=tuple(results),
-        answered=answered,
-        num_records=len(records),
-        set_aside=tuple(set_aside),
+        answered=tuple(answered[False]),
+        num_records=len(listing.per_record),
+        set_aside=tuple(sorted(aside.items())),
     )
 
 
-def _readable(
-    store: RecordStore, max_records: int | None
-) -> tuple[list[Record], list[tuple[int, str]]]:
-    records, set_aside = [], []
-    for index in range(min(len(store), max_records or len(store))):
-        try:
-            record = store[index]
-            decode(record.image)
-        except (UserError, ImageError) as error:
-            set_aside.append((index, str(error)))
-            continue
-        records.append(record)
-    return records, set_aside
+def _result(
+    task: Task,
+    own: Sequence[Answered],
+    blind: Sequence[Answered],
+    *,
+    words: frozenset[str],
+    num_resamples: int,
+    left_out: int,
+    lost: int,
+) -> TaskResult:
+    scored = [one.scored for one in own]
+    metrics = score_task(task, scored, content_words=words)
+    resampled = bootstrap.resample(
+        FAMILIES[task.token], scored, metrics, content_words=words, num=num_resamples
+    )
+    return TaskResult(
+        task=task,
+        metrics=metrics,
+        blind=score_task(task, [one.scored for one in blind], content_words=words) if blind else {},
+        resampled=resampled,
+        num_examples=len(own),
+        num_records=len({one.index for one in own}),
+        left_out=left_out,
+        lost=lost,
+        digest=_digest(own),
+    )
 
 
-def _questions(record: Record, tasks: Sequence[Task], per_record: int) -> list[Example]:
-    """Up to `per_record` examples per task, each prompt once (five captions are one question)."""
-    questions = []
-    for task in tasks:
-        by_prompt: dict[str, Example] = {}
-        for example in examples_of(record, task):
-            by_prompt.setdefault(example.text_input, example)
-        questions += list(by_prompt.values())[:per_record]
-    return questions
-
-
-def _answer(
-    predictor: Predictor,
-    batch: Sequence[tuple[Record, list[Example]]],
-    seen: Sequence[Record],
-    batch_size: int,
-    num_prompts: int,
-) -> Iterator[Answered]:
-    images = np.stack([_pixels(predictor, record) for record in seen])
-    asked = [[(example.task, example.prompt) for example in examples] for _, examples in batch]
-    missing = batch_size - len(batch)  # Every call has one shape: one compilation.
-    images = np.concatenate([images, np.zeros((missing, *images.shape[1:]), np.uint8)])
-    asked += [[]] * missing
-    ids, scores = predictor.generate(images, asked, num_prompts=num_prompts)
-    for row, (record, examples) in enumerate(batch):
-        for k, example in enumerate(examples):
-            prediction = predictor.read(example.task, ids[row, k], scores[row, k], record.size)
-            yield Answered(record=record, example=example, prediction=prediction)
-
-
-def _pixels(predictor: Predictor, record: Record) -> UInt8[NDArray, "Y X 3"]:
-    return resize(decode(record.image), predictor.config.image_size)
-
-
-def _category_names(records: Sequence[Record]) -> set[str]:
-    return {
-        label.text
-        for record in records
-        for region in record.regions
-        for label in region.labels
-        if label.kind == "category"
-    }
+def _digest(answered: Sequence[Answered]) -> str:
+    """Of the questions, so that two evaluations compare only where they were asked the same."""
+    digest = hashlib.sha256()
+    for part in itertools.chain.from_iterable(
+        (one.record_id, one.example.text_input) for one in answered
+    ):
+        data = part.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()[:16]

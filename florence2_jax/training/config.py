@@ -17,6 +17,7 @@ from florence2_jax.parallel.mesh import MeshConfig
 from florence2_jax.parallel.processes import HostsConfig
 from florence2_jax.tasks.targets import Drop, Order
 from florence2_jax.training.black_box import BlackBoxConfig
+from florence2_jax.training.evaluating import EvaluationConfig
 from florence2_jax.training.loss import LossConfig
 from florence2_jax.training.optimizer import OptimizerConfig
 from florence2_jax.training.state import InitConfig
@@ -130,6 +131,7 @@ class RunConfig:
     checkpoint: CheckpointConfig
     black_box: BlackBoxConfig
     log: LogConfig
+    evaluation: EvaluationConfig
 
     @classmethod
     def create(cls, config: Mapping[str, Any]) -> "RunConfig":
@@ -164,6 +166,7 @@ class RunConfig:
             checkpoint=_section(CheckpointConfig, "checkpoint", config.get("checkpoint", {})),
             black_box=_section(BlackBoxConfig, "black_box", config.get("black_box", {})),
             log=_section(LogConfig, "log", config.get("log", {})),
+            evaluation=_section(EvaluationConfig, "evaluation", config.get("evaluation", {})),
         )
         run._check()
         return run

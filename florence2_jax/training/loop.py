@@ -191,8 +191,7 @@ class _Loop:
                     pending = None
                 if is_reported:
                     self._report(number, metrics)
-                for hook in self.hooks:
-                    hook(number, state, self.reporter)
+                self._call_hooks(number, state)
                 if is_saved:
                     self._save(number, state, metrics, force=is_last)
                 self._note_commit()
@@ -262,6 +261,16 @@ class _Loop:
             if self.checkpoints.latest_step() == self.saving:
                 self.ledger.committed(self.saving)
                 self.saving = 0
+
+    def _call_hooks(self, number: int, state: TrainState) -> None:
+        """Their time is booked as `eval`; it belongs to no step, nor to the window's speed."""
+        if not self.hooks:
+            return
+        calling_s = time.perf_counter()
+        with self.ledger.span("eval"):
+            for hook in self.hooks:
+                hook(number, state, self.reporter)
+        self.window.start_s += time.perf_counter() - calling_s
 
     def _tell_start(self, number: int, seconds: float) -> None:
         self.reporter.say(f"first step after {seconds:.1f} s")

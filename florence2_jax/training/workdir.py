@@ -33,7 +33,7 @@ CONFIG, MODEL, ENVIRONMENT = "config.json", "model.json", "environment.json"
 TOKENIZER, CHECKPOINTS = "tokenizer", "checkpoints"
 
 _FREE_KEYS = (
-    *("log", "checkpoint", "mesh", "hosts", "black_box"),
+    *("log", "checkpoint", "mesh", "hosts", "black_box", "evaluation"),
     *("input.num_workers", "input.num_threads", "input.buffer"),
 )
 """What may change between starts: it does not touch what is learnt."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plots as inline SVG: bars, maps and log-log lines, in the colours of the page.
+"""Plots as inline SVG: bars, maps, log-log lines and reliability, in the colours of the page.
 
 Each is drawn in a view of `WIDTH` x `HEIGHT` units that scales with its place. Numbers stand in its
 label for those who cannot see it.
@@ -28,6 +28,8 @@ STYLE = """
 .plot .fld { stroke:var(--second); stroke-width:1.6; stroke-dasharray:5 4 }
 .plot text.fld { fill:var(--second); stroke:none } .plot .mean { stroke:var(--text) }
 .plot text.mean { fill:var(--text); stroke:none }
+.plot .dot { fill:var(--accent); fill-opacity:.75 } .plot .gap { stroke:var(--second);
+  stroke-width:1.6 }
 :root { --second:#c2410c } @media (prefers-color-scheme: dark) { :root { --second:#fb923c } }
 .table { overflow-x:auto } .metrics .fld { color:var(--second) }
 """
@@ -129,6 +131,32 @@ def rank_lines(series: Sequence[tuple[str, Sequence[Sequence[int]]]]) -> str:
     xs = [(_LEFT + _INNER_X * k / x_end, short(10**k)) for k in range(x_end + 1)]
     ys = [(_y(k / y_end), short(10**k)) for k in range(y_end + 1)]
     return _svg("count of a label by its rank", _axes("rank of the label", xs, ys) + drawn)
+
+
+def reliability(points: Sequence[tuple[float, float, int]], *, x: str, y: str) -> str:
+    """Accuracy over score, with the line on which both are equal; gaps to it are drawn.
+
+    Args:
+        points: (mean score, accuracy, how many) per bin; the area of a dot is its share.
+    """
+    top = max((number for *_, number in points), default=1)
+    line = f'<line class="axis" x1="{_LEFT}" y1="{_y(0)}" x2="{_LEFT + _INNER_X}" y2="{_y(1)}"/>'
+    drawn = ""
+    for score, accuracy, number_ in points:
+        at = _LEFT + _INNER_X * score
+        drawn += (
+            f'<line class="gap" x1="{at:.2f}" x2="{at:.2f}" y1="{_y(score):.2f}" '
+            f'y2="{_y(accuracy):.2f}"/>'
+            f'<circle class="dot" cx="{at:.2f}" cy="{_y(accuracy):.2f}" '
+            f'r="{2.5 + 6.5 * math.sqrt(number_ / top):.2f}"><title>{number_:,} scores of '
+            f"{score:.2f} on average, {accuracy:.0%} right</title></circle>"
+        )
+    shares = [(0.0, "0"), (0.5, "0.5"), (1.0, "1")]
+    xs = [(_LEFT + share * _INNER_X, text) for share, text in shares]
+    ys = [(_y(share), text) for share, text in shares]
+    name = f'<text x="2" y="{_TOP - 14}">{escape(y)}</text>'
+    label = "; ".join(f"score {a:.2f}: {b:.2f} of {n}" for a, b, n in points)
+    return _svg(label, _axes(x, xs, ys) + line + drawn + name)
 
 
 def short(value: float) -> str:

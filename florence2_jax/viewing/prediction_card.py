@@ -4,7 +4,7 @@
 import dataclasses
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from florence2_jax.data.examples import Example
 from florence2_jax.geometry import hull_box
@@ -99,9 +99,18 @@ def task_sections(by_task: dict[str, list[PredictionRow]]) -> Iterator[str]:
             f'<section data-task="{escape(token)}"><h2>{escape(token)}</h2>'
             f"<p>{plural(len(rows), 'example')}; measured with {escape(task.metric)}</p>"
         )
-        for row in rows:
-            yield _prediction_card(row, seen)
+        yield from cards(rows, seen)
         yield "</section>\n"
+
+
+def cards(rows: Iterable[PredictionRow], seen: dict[bytes, str]) -> Iterator[str]:
+    """A card per answer.
+
+    Args:
+        seen: names of the images that the page holds already, by digest; new ones are added.
+    """
+    for row in rows:
+        yield _prediction_card(row, seen)
 
 
 def _prediction_card(row: PredictionRow, seen: dict[bytes, str]) -> str:

@@ -73,17 +73,66 @@ def test_predict_reads_a_folder_and_sets_damage_aside(workdir, photo, tmp_path, 
     assert "set aside, no image of a known format" in said
 
 
-def test_evaluate_prints_every_task_beside_the_blind_baseline(workdir, scenes, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def evaluated(workdir, scenes, tmp_path_factory) -> Path:
+    """The folder of an evaluation of every task."""
+    folder = tmp_path_factory.mktemp("evaluated") / "out"
     command = ["evaluate", "--model", str(workdir), "--records", str(scenes), "--batch-size", "4"]
-    command += ["--json", str(tmp_path / "m.json"), "--gallery", str(tmp_path / "g.html")]
-    assert main(command) == 0
-    report = json.loads((tmp_path / "m.json").read_text())
+    command += ["--out", str(folder), "--gallery", str(folder.parent / "g.html")]
+    assert main([*command, "--resamples", "20", "--cases", "2", "--per-record", "1"]) == 0
+    return folder
+
+
+def test_evaluate_tells_every_task_beside_the_blind_baseline(evaluated):
+    report = json.loads((evaluated / "report.json").read_text())
+    assert report["split"] == "validation"
     assert {row["task"] for row in report["tasks"]} == {task.name for task in TASKS.values()}
     for row in report["tasks"]:
         assert row["num_examples"] > 0 and row["metrics"].keys() == row["blind"].keys()
+        assert row["metrics"].keys() == row["intervals"].keys() | {
+            name for name, value in row["metrics"].items() if value is None
+        }, row["no_interval"]
     assert report["num_records"] == 8 and report["set_aside"] == []
-    assert "blind" in capsys.readouterr().out
-    assert "<html" in (tmp_path / "g.html").read_text()
+    assert set(report["ranking"]["ap"]) == {"constant", "box", "label", "box x label"}
+    assert any(" records are rough: give 30 or more" in line for line in report["warnings"])
+    assert any("not asked: " in line for line in report["warnings"])
+    page = (evaluated / "report.html").read_text()
+    assert "the worst answers" in page and "the best answers" in page
+    assert "<html" in (evaluated.parent / "g.html").read_text()
+
+
+def test_evaluate_goes_on_and_compares(evaluated, workdir, scenes, tmp_path, capsys):
+    command = ["evaluate", "--model", str(workdir), "--records", str(scenes), "--batch-size", "4"]
+    answers = evaluated / "answers-00000-of-00001.jsonl"
+    lines = answers.read_bytes().splitlines(keepends=True)
+    answers.write_bytes(b"".join(lines[: len(lines) // 2]))
+    before = json.loads((evaluated / "report.json").read_text())
+    command += ["--out", str(evaluated), "--resamples", "20", "--per-record", "1"]
+    assert main([*command, "--json", str(tmp_path / "again.json")]) == 0
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["tasks"] == before["tasks"]
+    out = capsys.readouterr().out
+    assert "validation" in out and "blind" in out and "box - constant" in out
+    compared = ["evaluate", "compare", str(evaluated / "report.json"), str(tmp_path / "again.json")]
+    assert main([*compared, "--json", str(tmp_path / "c.json")]) == 0
+    rows = json.loads((tmp_path / "c.json").read_text())["differences"]
+    assert rows and not any(row["difference"] or row["is_real"] for row in rows)
+    assert "noise" in capsys.readouterr().out
+    assert main([*command, "--beams", "2"]) == 2
+    assert "holds the answers of another evaluation" in capsys.readouterr().err
+
+
+def test_a_recipe_is_told_beside_the_paper(workdir, scenes, tmp_path, capsys):
+    command = ["evaluate", "--config", f"{ROOT}/configs/evaluate_zero_shot.py:refcoco_val"]
+    command += ["--model", str(workdir), "--records", str(scenes), "--split", "validation"]
+    command += ["--beams", "1", "--max-new-tokens", "20", "--max-records", "2", "--no-blind"]
+    assert main([*command, "--json", str(tmp_path / "r.json")]) == 0
+    report = json.loads((tmp_path / "r.json").read_text())
+    (row,) = report["paper"]
+    assert row["paper"] == {"base": 53.9, "large": 56.3} and 0 <= row["measured"] <= 100
+    assert report["generation"]["no_repeat_ngram_size"] == 3
+    assert any("measured on split validation" in line for line in report["warnings"])
+    assert "beside the paper" in capsys.readouterr().out
 
 
 def test_a_tokenizer_of_its_own(scenes, tmp_path, capsys):
@@ -114,7 +163,15 @@ def test_loading_takes_the_length_of_the_run(workdir):
         ("predict --model {w} --task vqa --text a --text b {p}", "takes one text, got 2"),
         ("predict --model {w} --task od {p} --json /tmp", "this is a folder, give a file"),
         ("evaluate --model {w} --records nowhere", "nowhere: no such directory"),
-        ("evaluate --model {w} --records {s} --split test", "no split 'test'"),
+        (
+            "evaluate --model {w} --records {s} --split test",
+            "no split 'test'; there are train (40)",
+        ),
+        ("evaluate --model {w} --records {s} --split train", "training data, a score on it is no"),
+        ("evaluate --model {w} --records {s} --tasks odd", "unknown task 'odd'"),
+        ("evaluate --model {w} --records {s} --max-records 0", "--max-records 0: must be at least"),
+        ("evaluate --model {w} --records {s} --config x.py", "--config x.py: no such file"),
+        ("evaluate compare nowhere.json {w}", "nowhere.json: no report of evaluate can be read"),
         ("train --config nowhere.py --workdir x", "--config nowhere.py: no such file"),
         ("train --config {r}/configs/scenes.py --workdir {w} --oops", "oops"),
     ],
