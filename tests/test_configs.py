@@ -7,13 +7,17 @@ import jax
 import pytest
 
 from florence2_jax.cli.train import load_config
+from florence2_jax.conversion.export import save_workdir
+from florence2_jax.conversion.load import Pretrained
 from florence2_jax.data.pipeline import make_dataset
 from florence2_jax.data.texts import store_texts
+from florence2_jax.models.config import Florence2Config
 from florence2_jax.models.florence2 import num_parameters
 from florence2_jax.parallel.mesh import make_mesh
 from florence2_jax.records.store import RecordStore
 from florence2_jax.text.tokenizer import Tokenizer
 from florence2_jax.training.config import RunConfig
+from florence2_jax.training.job import choose_trained
 from florence2_jax.training.optimizer import learning_rate, make_optimizer
 from florence2_jax.training.state import init_params
 from florence2_jax.typing import UserError
@@ -21,6 +25,50 @@ from florence2_jax.typing import UserError
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RUNS = ["scenes.py", "pretrain.py:base", "pretrain.py:large"]
 RUNS += ["pretrain_highres.py:base", "pretrain_highres.py:large"]
+
+
+FINETUNE = sorted(path.name for path in CONFIGS.glob("finetune_*.py"))
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory) -> Path:
+    """A tiny model, as a workdir, in the place of the hub's that fine-tuning starts from."""
+    folder = tmp_path_factory.mktemp("start") / "tiny"
+    folder.mkdir()
+    tokenizer = Tokenizer.train(["a red circle", "What is in the image?"], vocab_size=300)
+    text = dict(vocab_size=len(tokenizer), encoder_layers=1, decoder_layers=1)
+    config = Florence2Config.create("tiny", text=text)
+    params = init_params(config, jax.random.key(0))
+    save_workdir(Pretrained(config, params, tokenizer, {}), folder, {"name": "tiny"})
+    return folder
+
+
+@pytest.mark.parametrize("run", FINETUNE)
+def test_fine_tuning_takes_its_sizes_from_the_model_it_starts_from(run, start):
+    overrides = ["--config.model.image_size=96", "--config.model.scan=False"]
+    config = RunConfig.create(load_config(f"{CONFIGS}/{run}:{start}", overrides))
+    assert config.model.davit.dims == (32, 64, 128, 192) and config.model.image_size == (96, 96)
+    trained = choose_trained(config, config.model)
+    params = jax.eval_shape(lambda: init_params(config.model, jax.random.key(0)))
+    adapters = jax.eval_shape(trained.adapters, params)
+    counts = trained.count(params, adapters)
+    is_whole = not (config.freeze or config.lora.rank)
+    assert counts["trained"] > 0 and (counts["frozen"] == 0) == is_whole
+    changing, _ = trained.split(params, adapters)
+    jax.eval_shape(make_optimizer(config.optimizer, config.total_steps).init, changing)
+    assert len(config.batch_spec().weights) < 4, "what is fine-tuned is said task by task"
+
+
+def test_fine_tuning_recipes_differ_where_they_say(start):
+    def recipe(name: str) -> RunConfig:
+        file = f"{CONFIGS}/finetune_{name}.py:{start}"
+        return RunConfig.create(load_config(file, ["--config.model.image_size=96"]))
+
+    assert recipe("ocr").model.text.max_positions == 4096
+    assert recipe("captions").lora.rank and recipe("vqa").freeze == ("image/*",)
+    assert recipe("detection").optimizer.lr_factors == {"image/*": 0.5}
+    other = load_config(f"{CONFIGS}/finetune_vqa.py", ['--config.freeze=("text/*", "image/*")'])
+    assert other["freeze"] == ("text/*", "image/*")
 
 
 @pytest.mark.parametrize("run", RUNS)

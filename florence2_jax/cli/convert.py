@@ -12,6 +12,7 @@ _EXAMPLES = """examples:
   florence2-jax convert microsoft/Florence-2-base runs/base --to jax
   florence2-jax convert runs/scenes exported/scenes --to hf --verify
   florence2-jax convert runs/scenes exported/small --to hf --dtype bfloat16 --round
+  florence2-jax convert runs/lora exported/adapters --to peft
 """
 
 _TOLERANCE = 1e-3  # Of the largest logit. In float32 the two reach 1e-5.
@@ -30,8 +31,14 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--to",
         required=True,
-        choices=("jax", "hf", "microsoft"),
-        help="a workdir, a folder of transformers, or of Microsoft's layout",
+        choices=("jax", "hf", "microsoft", "peft"),
+        help="a workdir, a folder of transformers, or of Microsoft's layout; peft: only the "
+        "adapters of a workdir that trains them (all others get them merged)",
+    )
+    command.add_argument(
+        "--last-step",
+        action="store_true",
+        help="of a workdir that keeps an average (EMA), the parameters of its last step instead",
     )
     command.add_argument(
         "--dtype",
@@ -59,7 +66,16 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.verify:
         check_installed()  # Before minutes are spent.
-    report = convert(args.source, args.target, args.to, dtype=args.dtype, rounds=args.round)
+    if args.verify and (args.to == "peft" or args.last_step):
+        raise UserError("--verify: compares whole models as they load; leave it out here")
+    report = convert(
+        args.source,
+        args.target,
+        args.to,
+        dtype=args.dtype,
+        rounds=args.round,
+        ema=not args.last_step,
+    )
     console = Console(highlight=False)
     console.print(
         f"{args.target}: {report['parameters']:,} parameters, {report['dtype']}, "

@@ -121,7 +121,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     from florence2_jax.training.config import RunConfig
 
     # The others start with the same values; only their places differ.
-    run = RunConfig.create(config)
+    run = RunConfig.create(config, args.workdir)
     processes.start(dataclasses.replace(run.hosts, **place(args)))
     hooks = _evaluation(run, args.workdir)
     report = loop.run(config, args.workdir, stop_after=args.stop_after, hooks=hooks)

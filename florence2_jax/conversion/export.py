@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from florence2_jax.conversion import card
+from florence2_jax.conversion.adapters import save_adapters
 from florence2_jax.conversion.configs import generation_to_torch, to_torch
 from florence2_jax.conversion.files import CONFIG, GENERATION_CONFIG
 from florence2_jax.conversion.load import Pretrained, find, load_pretrained, read_pretrained
@@ -27,7 +28,7 @@ from florence2_jax.training.checkpoint import Checkpoints
 from florence2_jax.training.state import TrainState
 from florence2_jax.typing import UserError
 
-Target: TypeAlias = Literal["jax", "hf", "microsoft"]
+Target: TypeAlias = Literal["jax", "hf", "microsoft", "peft"]
 
 _DISK_MARGIN = 100_000_000  # Tokenizer, metadata, and what a file system keeps for itself.
 
@@ -39,6 +40,7 @@ def convert(
     *,
     dtype: str | None = None,
     rounds: bool = False,
+    ema: bool = True,
 ) -> dict[str, Any]:
     """Writes a model as another kind of folder.
 
@@ -48,9 +50,11 @@ def convert(
     Args:
         source: a workdir, a folder, or a hub name; see `load_pretrained`.
         target: a folder that does not exist yet, or is empty.
-        to: "jax" for a workdir, "hf" for transformers, "microsoft" for Microsoft's layout.
+        to: "jax" for a workdir, "hf" for transformers, "microsoft" for Microsoft's layout, "peft"
+            for the adapters alone of a workdir that trains them (see `adapters.py`).
         dtype: of the tensors, "float32" by default; a workdir has float32 always.
         rounds: whether numbers may change to fit `dtype`.
+        ema: False for the parameters of the last step, where a workdir keeps an average too.
 
     Returns:
         A report, JSON-able.
@@ -60,13 +64,17 @@ def convert(
             target is then as it was.
     """
     _check_target(target)
-    if dtype and to == "jax":
-        raise UserError("--dtype: a workdir always holds float32; leave it out with --to jax")
+    if dtype and to in ("jax", "peft"):
+        raise UserError(f"--dtype: --to {to} always holds float32; leave it out")
     if dtype and dtype not in FLOATS:
         raise UserError(f"--dtype {dtype}: not one of {', '.join(FLOATS)}")
     folder = find(source)
+    if to == "peft":
+        with _whole(target) as temporary:
+            num_parameters = save_adapters(folder, temporary, ema=ema)
+        return _report(source, target, to, "float32", num_parameters)
     # Orbax copies what is not a JAX array before it writes.
-    model = load_pretrained(folder) if to == "jax" else read_pretrained(folder)
+    model = (load_pretrained if to == "jax" else read_pretrained)(folder, ema=ema)
     known = card.facts(folder)
     known["name"] = _name(source)
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
@@ -78,11 +86,17 @@ def convert(
             save_workdir(model, temporary, known)
         else:
             save_folder(model, temporary, to, known, dtype=dtype or "float32", rounds=rounds)
+    return _report(source, target, to, dtype or "float32", num_parameters)
+
+
+def _report(
+    source: str | Path, target: Path, to: Target, dtype: str, num_parameters: int
+) -> dict[str, Any]:
     return {
         "source": str(source),
         "target": str(target),
         "to": to,
-        "dtype": dtype or "float32",
+        "dtype": dtype,
         "parameters": num_parameters,
         "bytes": sum(path.stat().st_size for path in target.rglob("*") if path.is_file()),
     }

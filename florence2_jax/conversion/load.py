@@ -3,10 +3,12 @@
 
 import dataclasses
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import optax
 
 from florence2_jax.conversion.configs import GENERATION, from_torch, generation_from_torch
 from florence2_jax.conversion.files import (
@@ -16,12 +18,17 @@ from florence2_jax.conversion.files import (
     read_json,
     read_tensors,
 )
+from florence2_jax.conversion.names import Dialect
+from florence2_jax.conversion.tensors import ArrayLike
 from florence2_jax.conversion.translate import Params, to_params
 from florence2_jax.models.config import Florence2Config
+from florence2_jax.models.lora import LoraConfig
 from florence2_jax.text.tokenizer import Tokenizer
 from florence2_jax.training import workdir as workdir_lib
-from florence2_jax.training.checkpoint import Checkpoints
-from florence2_jax.training.state import init_params
+from florence2_jax.training.checkpoint import Checkpoints, items_of
+from florence2_jax.training.sections import section
+from florence2_jax.training.state import TrainState, fresh_state, init_params
+from florence2_jax.training.trained import EmaConfig, Trained
 from florence2_jax.typing import UserError
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -41,7 +48,9 @@ class Pretrained(NamedTuple):
     generation: dict[str, Any]
 
 
-def load_pretrained(path_or_hub_name: str | Path, *, dtype: str | None = None) -> Pretrained:
+def load_pretrained(
+    path_or_hub_name: str | Path, *, dtype: str | None = None, ema: bool = True
+) -> Pretrained:
     """Opens a model wherever it comes from.
 
     Args:
@@ -49,14 +58,17 @@ def load_pretrained(path_or_hub_name: str | Path, *, dtype: str | None = None) -
             Microsoft's layout, or a name such as "florence-community/Florence-2-base".
         dtype: to compute in. By default what the workdir says, and float32 for folders: exact;
             "bfloat16" is for accelerators.
+        ema: of a run that keeps an average of its parameters, take that; False for those of its
+            last step.
 
     Returns:
-        Parameters as float32 arrays on the first device, whatever the files hold.
+        Parameters as float32 arrays on the first device, whatever the files hold; the adapters of a
+        run that trains them are merged.
 
     Raises:
         UserError: naming what is missing or wrong, and how to mend it.
     """
-    model = read_pretrained(find(path_or_hub_name), dtype=dtype)
+    model = read_pretrained(find(path_or_hub_name), dtype=dtype, ema=ema)
     leaves, structure = jax.tree.flatten(model.params)
     device = jax.local_devices()[0]
     model = model._replace(params=None)
@@ -65,20 +77,11 @@ def load_pretrained(path_or_hub_name: str | Path, *, dtype: str | None = None) -
     return model._replace(params=jax.tree.unflatten(structure, leaves))
 
 
-def read_pretrained(folder: Path, *, dtype: str | None = None) -> Pretrained:
+def read_pretrained(folder: Path, *, dtype: str | None = None, ema: bool = True) -> Pretrained:
     """As `load_pretrained`, of a folder, its parameters wherever they are read to."""
     if is_workdir(folder):
-        return _read_workdir(folder, dtype)
-    values = read_json(folder / CONFIG)
-    # Another architecture is refused as such, whatever its weights are.
-    tensors = read_tensors(folder) if values.get("model_type") == "florence2" else {}
-    config, dialect = from_torch(
-        values,
-        tensors,
-        image_size=read_image_size(folder),
-        dtype=dtype or "float32",
-        place=str(folder / CONFIG),
-    )
+        return _read_workdir(folder, dtype, ema)
+    values, tensors, config, dialect = _read_folder(folder, dtype)
     tokenizer = Tokenizer.load(folder)
     _check_vocabulary(folder, config, tokenizer, values.get("image_token_id"))
     generation = folder / GENERATION_CONFIG
@@ -89,6 +92,35 @@ def read_pretrained(folder: Path, *, dtype: str | None = None) -> Pretrained:
         tokenizer,
         generation_from_torch(given, values, dialect),
     )
+
+
+def read_config(folder: Path) -> Florence2Config:
+    """The sizes of a model, without its weights. Raises UserError as `load_pretrained` does."""
+    if is_workdir(folder):
+        return workdir_lib.load_model_config(folder)
+    return _read_folder(folder, None)[2]
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model. Raises UserError if it is not there."""
+    return Tokenizer.load(folder / workdir_lib.TOKENIZER if is_workdir(folder) else folder)
+
+
+def _read_folder(
+    folder: Path, dtype: str | None
+) -> tuple[dict[str, Any], Mapping[str, ArrayLike], Florence2Config, Dialect]:
+    """`config.json`, the tensors (unread), and what they make of the model."""
+    values = read_json(folder / CONFIG)
+    # Another architecture is refused as such, whatever its weights are.
+    tensors = read_tensors(folder) if values.get("model_type") == "florence2" else {}
+    config, dialect = from_torch(
+        values,
+        tensors,
+        image_size=read_image_size(folder),
+        dtype=dtype or "float32",
+        place=str(folder / CONFIG),
+    )
+    return values, tensors, config, dialect
 
 
 def is_workdir(folder: Path) -> bool:
@@ -140,19 +172,14 @@ def _download(name: str) -> Path:
     return folder
 
 
-def _read_workdir(folder: Path, dtype: str | None) -> Pretrained:
+def _read_workdir(folder: Path, dtype: str | None, ema: bool) -> Pretrained:
     config, tokenizer = workdir_lib.load_model(folder)
     if dtype:
         config = dataclasses.replace(config, dtype=dtype)
     if not (folder / workdir_lib.CHECKPOINTS).is_dir():
         raise UserError(f"{folder} holds no checkpoints: train first")
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(lambda: init_params(config, jax.random.key(0))),
-    )
-    with Checkpoints(folder / workdir_lib.CHECKPOINTS) as checkpoints:
-        params = checkpoints.restore_params(abstract)
+    state = read_state(folder, config, ("params", "adapters", *(("ema",) if ema else ())))
+    params = state.model_params(ema=ema)
     if (folder / GENERATION_CONFIG).is_file():
         generation = read_json(folder / GENERATION_CONFIG)
     else:
@@ -161,6 +188,44 @@ def _read_workdir(folder: Path, dtype: str | None) -> Pretrained:
         if "target_length" in inputs:  # What it learnt to write; the start token counts too.
             generation["max_length"] = inputs["target_length"] + 1
     return Pretrained(config, params, tokenizer, generation)
+
+
+def read_state(folder: Path, config: Florence2Config, items: Collection[str]) -> TrainState:
+    """The newest state of a workdir, on the first device, as far as it is asked for.
+
+    Args:
+        folder: a workdir with checkpoints.
+        config: of its model.
+        items: of `params`, `adapters` and `ema`; those that the run does not keep are None, the
+            others shapes.
+
+    Raises:
+        UserError: if no checkpoint verifies.
+    """
+    trained = trained_of(folder, config)
+
+    def make() -> TrainState:
+        params = init_params(config, jax.random.key(0))
+        return fresh_state(params, optax.identity(), trained)
+
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), jax.eval_shape(make)
+    )
+    wanted = {name: tree for name, tree in items_of(state).items() if name in items}
+    with Checkpoints(folder / workdir_lib.CHECKPOINTS) as checkpoints:
+        return state.replace(**checkpoints.restore_items(wanted))
+
+
+def trained_of(folder: Path, config: Florence2Config) -> Trained:
+    """What the run of a workdir trains, by its own run file."""
+    values = workdir_lib.load_config(folder)
+    return Trained.choose(
+        lambda: jax.eval_shape(lambda: init_params(config, jax.random.key(0))),
+        freeze=values.get("freeze", ()),
+        lora=section(LoraConfig, "lora", values.get("lora", {})),
+        ema=section(EmaConfig, "ema", values.get("ema", {})),
+    )
 
 
 def _check_vocabulary(

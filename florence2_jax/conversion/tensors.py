@@ -145,12 +145,12 @@ def write_safetensors(
         shards[-1][name] = tensor
         used += tensor.nbytes
     if len(shards) == 1:
-        _write_file(folder / "model.safetensors", shards[0])
+        write_file(folder / "model.safetensors", shards[0])
         return
     places = {}
     for i, shard in enumerate(shards, 1):
         file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / file, shard)
+        write_file(folder / file, shard)
         places |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": places}
@@ -158,7 +158,8 @@ def write_safetensors(
     (folder / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_file(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes one file of safetensors, one tensor in memory at a time."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it.
     for name, (tensor, begin) in _offsets(tensors):
         header[name] = {

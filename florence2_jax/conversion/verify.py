@@ -14,13 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from florence2_jax.conversion.configs import from_torch, to_torch
-from florence2_jax.conversion.files import CONFIG, read_image_size, read_json, read_tensors
-from florence2_jax.conversion.load import is_workdir, load_pretrained, read_pretrained
+from florence2_jax.conversion.configs import to_torch
+from florence2_jax.conversion.files import CONFIG, read_json
+from florence2_jax.conversion.load import (
+    is_workdir,
+    load_pretrained,
+    read_config,
+    read_pretrained,
+)
 from florence2_jax.conversion.translate import to_tensors
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.text.tokenizer import DECODER_START_ID, PAD_ID
-from florence2_jax.training import workdir as workdir_lib
 from florence2_jax.training.state import merge, model_graph
 from florence2_jax.typing import UserError
 
@@ -55,15 +59,6 @@ def compare(source: Path, target: Path, *, seed: int = 0) -> dict[str, float]:
     one, other = _outputs(source, inputs), _outputs(target, inputs)
     differences = {name: float(np.abs(one[name] - other[name]).max()) for name in one}
     return differences | {"largest logit": float(np.abs(one["logits"]).max())}
-
-
-def read_config(folder: Path) -> Florence2Config:
-    """The config of any folder; no parameter is read."""
-    if is_workdir(folder):
-        return workdir_lib.load_model(folder)[0]
-    values = read_json(folder / CONFIG)
-    size = read_image_size(folder)
-    return from_torch(values, read_tensors(folder), image_size=size, place=str(folder))[0]
 
 
 def check_installed() -> Any:

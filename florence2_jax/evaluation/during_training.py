@@ -94,8 +94,7 @@ class EvaluationHook:
             )
             self._predictor = Predictor(config, None, tokenizer, generation=generation)
         # Adapters merged and averages taken, where a run has them.
-        params = getattr(state, "model_params", lambda: state.params)()
-        self._predictor.params = whole(params)
+        self._predictor.params = whole(state.model_params())
         return self._predictor
 
 

@@ -25,11 +25,19 @@ from florence2_jax.parallel.partitioning import (
 )
 
 Loss: TypeAlias = Callable[[Any, dict[str, Any], jax.Array], tuple[jax.Array, Any]]
-"""(parameters, rows of a batch, random key) -> (summed loss, further sums over the rows)."""
+"""(parameters, rows of a batch, random key) -> (summed loss, further sums over the rows).
+
+Where some are held fixed, its parameters are the pair (those with a gradient, those without)."""
 
 
 def value_and_grad(
-    loss: Loss, params: Any, batch: dict[str, Any], key: jax.Array, *, dtype: str
+    loss: Loss,
+    params: Any,
+    batch: dict[str, Any],
+    key: jax.Array,
+    *,
+    dtype: str,
+    held: Any = None,
 ) -> tuple[tuple[jax.Array, Any], Any]:
     """`jax.value_and_grad(loss, has_aux=True)`, summed over the devices of the mesh in use.
 
@@ -41,21 +49,36 @@ def value_and_grad(
         params: float32, in their shards.
         batch: arrays whose first axis is spread over the batch axes.
         dtype: what the model computes in; `kernel`s are gathered in it, all else in float32.
+        held: further parameters of the loss, float32, in their shards. They get no gradient, so
+            that nothing is computed for them but what the others' gradients need.
     """
     mesh = jax.sharding.get_abstract_mesh()
     cast = jax.tree_util.tree_map_with_path(lambda path, x: _compute_type(path, x, dtype), params)
-    if num_data_shards(mesh) == 1:
-        return _gradient(lambda p: loss(jax.tree.map(_cast, p, cast), batch, key), params)
-
-    specs = jax.tree_util.tree_map_with_path(
-        lambda path, x: _batch_part(param_spec(param_path(path), x.shape, mesh)), params
+    cast_held = jax.tree_util.tree_map_with_path(
+        lambda path, x: _compute_type(path, x, dtype), held
     )
 
-    def of_own_rows(params: Any, batch: dict[str, Any], key: jax.Array) -> Any:
+    def with_held(params: Any, held: Any) -> Any:
+        return params if held is None else (params, held)
+
+    if num_data_shards(mesh) == 1:
+        fixed = jax.tree.map(_cast, held, cast_held)
+        return _gradient(
+            lambda p: loss(with_held(jax.tree.map(_cast, p, cast), fixed), batch, key), params
+        )
+
+    def batch_spec(path: tuple, x: Any) -> P:
+        return _batch_part(param_spec(param_path(path), x.shape, mesh))
+
+    specs = jax.tree_util.tree_map_with_path(batch_spec, params)
+    held_specs = jax.tree_util.tree_map_with_path(batch_spec, held)
+
+    def of_own_rows(params: Any, held: Any, batch: dict[str, Any], key: jax.Array) -> Any:
         key = jax.random.fold_in(key, jax.lax.axis_index(BATCH_AXES))
+        fixed = jax.tree.map(_whole, held, cast_held, held_specs)
 
         def of_shards(shards: Any) -> tuple[jax.Array, Any]:
-            return loss(jax.tree.map(_whole, shards, cast, specs), batch, key)
+            return loss(with_held(jax.tree.map(_whole, shards, cast, specs), fixed), batch, key)
 
         sums, grads = _gradient(of_shards, params)
         return jax.lax.psum(sums, BATCH_AXES), jax.tree.map(_sum_over_copies, grads, specs)
@@ -64,11 +87,11 @@ def value_and_grad(
     return jax.shard_map(
         of_own_rows,
         mesh=mesh,
-        in_specs=(specs, {name: rows for name in batch}, P()),
+        in_specs=(specs, held_specs, {name: rows for name in batch}, P()),
         out_specs=(P(), specs),
         axis_names=set(BATCH_AXES),
         check_vma=False,  # The sums over devices are those above, none is left to be inferred.
-    )(params, batch, key)
+    )(params, held, batch, key)
 
 
 def _gradient(loss: Callable[[Any], tuple[jax.Array, Any]], params: Any) -> Any:

@@ -37,6 +37,7 @@ PARAM_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # Small: under 1 MB in every released size, replicated by name.
     (r".*/(spatial|channel)/conv[12]/kernel", (None, None, None, None)),
     (r"projector/(row|column)_positions", (None, None)),
+    (r".*/lora_[ab]", (None, None)),
     (r".*/(bias|scale)", (None,)),
 )
 

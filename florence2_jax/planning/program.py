@@ -18,8 +18,10 @@ from florence2_jax.parallel.mesh import make_mesh
 from florence2_jax.parallel.partitioning import batch_sharding, num_data_shards, state_shardings
 from florence2_jax.text.tokenizer import ADDED_TOKENS, Tokenizer
 from florence2_jax.training.config import RunConfig
+from florence2_jax.training.job import choose_trained
 from florence2_jax.training.optimizer import make_optimizer
-from florence2_jax.training.state import TrainState, init_params
+from florence2_jax.training.starting import starting_tokenizer
+from florence2_jax.training.state import TrainState, fresh_state, init_params
 from florence2_jax.training.step import Step, check_batch, compile_step, make_step
 from florence2_jax.typing import Size, UserError
 
@@ -40,6 +42,12 @@ class Vocabulary:
 
         The tokenizer of another machine is taken to be that of the released models.
         """
+        if run.init.model:
+            return cls(
+                size=run.model.text.vocab_size,
+                first_location_id=starting_tokenizer(run.init.model).first_location_id,
+                source=f"that of {run.init.model}",
+            )
         path = Path(run.tokenizer.path)
         if run.tokenizer.path and path.is_dir():
             tokenizer = Tokenizer.load(path)
@@ -93,6 +101,7 @@ class Program:
         mesh = _mesh(run, devices)
         check_batch(run, mesh)
         optimizer = make_optimizer(run.optimizer, run.total_steps)
+        trained = choose_trained(run, model)
 
         def init() -> TrainState:
             params = init_params(
@@ -101,8 +110,7 @@ class Program:
                 run.init,
                 first_location_id=vocabulary.first_location_id,
             )
-            step = jnp.zeros((), jnp.int32)
-            return TrainState(step=step, params=params, opt_state=optimizer.init(params))
+            return fresh_state(params, optimizer, trained)
 
         state = jax.eval_shape(init)
         try:
@@ -110,7 +118,9 @@ class Program:
         except ValueError as error:
             raise UserError(f"mesh: {error}") from error
         first_location_id = vocabulary.first_location_id
-        step = make_step(run, model, optimizer, first_location_id=first_location_id)
+        step = make_step(
+            run, model, optimizer, first_location_id=first_location_id, trained=trained
+        )
         image_size = max(run.image_sizes() or [run.model.image_size], key=math.prod)
         return cls(
             run=run,

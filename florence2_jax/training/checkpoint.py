@@ -26,6 +26,7 @@ from florence2_jax.training.saved_step import (
     ARRAY_ITEMS,
     MANIFEST,
     MANIFEST_FILE,
+    OPTIONAL_ITEMS,
     Damaged,
     SavedStep,
     make_manifest,
@@ -155,8 +156,7 @@ class Checkpoints:
                     f"checkpoint.best_metric: {self._best_metric!r} is not measured; there are "
                     f"{', '.join(sorted(metrics))}"
                 )
-            training = {"step": state.step, "opt_state": state.opt_state}
-            trees = dict(zip(ARRAY_ITEMS, (state.params, training), strict=True))
+            trees = items_of(state)
             found = digests(trees)
             if bad := [name for name, digest in found.items() if digest.num_not_finite]:
                 raise UserError(
@@ -188,15 +188,12 @@ class Checkpoints:
             UserError: if there is no step, none that verifies, or the newest is of another model
                 or of a newer version.
         """
-        training = {"step": abstract.step, "opt_state": abstract.opt_state}
-        found, passed_over = self._newest(
-            dict(zip(ARRAY_ITEMS, (abstract.params, training), strict=True)), say
-        )
+        found, passed_over = self._newest(items_of(abstract), say)
         for path in passed_over:
             self._move_aside(path, say)
         if self._writer is not None:
             self._writer.reload()
-        return TrainState(params=found["params"], **found["training"])
+        return with_items(abstract, found)
 
     def restore_data(self) -> dict[str, Any] | None:
         """The position in the data of the step that was restored, else of the newest."""
@@ -204,8 +201,15 @@ class Checkpoints:
         return step.data()
 
     def restore_params(self, abstract: Any, *, say: Say = _log.warning) -> Any:
-        """The newest parameters that verify, alone. Changes nothing in the directory."""
-        return self._newest({"params": abstract}, say)[0]["params"]
+        """The newest parameters that verify, alone. Changes nothing in the directory.
+
+        Of a run that trains adapters, or keeps an average, that is not all; see `restore_items`.
+        """
+        return self.restore_items({"params": abstract}, say=say)["params"]
+
+    def restore_items(self, abstract: dict[str, Any], *, say: Say = _log.warning) -> dict[str, Any]:
+        """Some items of the newest step of which they verify. Changes nothing in the directory."""
+        return self._newest(abstract, say)[0]
 
     def _newest(self, wanted: dict[str, Any], say: Say) -> tuple[dict[str, Any], list[Path]]:
         """The arrays of the newest step that verifies, and the newer ones that do not."""
@@ -281,7 +285,7 @@ class Checkpoints:
     def _open_writer(self) -> ocp.CheckpointManager:
         if self._writer is None:
             handlers: dict[str, ocp.CheckpointHandler] = {
-                name: ocp.StandardCheckpointHandler() for name in ARRAY_ITEMS
+                name: ocp.StandardCheckpointHandler() for name in (*ARRAY_ITEMS, *OPTIONAL_ITEMS)
             }
             handlers["data"] = ocp.JsonCheckpointHandler()
             handlers[MANIFEST] = ocp.JsonCheckpointHandler(MANIFEST_FILE)
@@ -304,6 +308,20 @@ class Checkpoints:
     def _note_metric(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._best_metric in metrics:
             self._values[step] = self._sign * metrics[self._best_metric]
+
+
+def items_of(state: TrainState) -> dict[str, Any]:
+    """A state as it is saved: item -> tree of arrays."""
+    training = {"step": state.step, "opt_state": state.opt_state}
+    items = dict(zip(ARRAY_ITEMS, (state.params, training), strict=True))
+    more = {name: getattr(state, name) for name in OPTIONAL_ITEMS}
+    return items | {name: tree for name, tree in more.items() if tree is not None}
+
+
+def with_items(state: TrainState, items: Mapping[str, Any]) -> TrainState:
+    """The state with what was read."""
+    more = {name: items[name] for name in OPTIONAL_ITEMS if name in items}
+    return state.replace(params=items["params"], **items["training"], **more)
 
 
 class _Writer(ocp.CheckpointManager):

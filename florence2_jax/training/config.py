@@ -2,9 +2,9 @@
 """A run file, checked: a `ConfigDict` ends here, and below it code sees frozen dataclasses."""
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 from florence2_jax.data.augment import AugmentConfig
@@ -13,17 +13,21 @@ from florence2_jax.data.mixture import WHOLE_RUN, Stage, check_weight, parse_wei
 from florence2_jax.data.negatives import NegativesConfig
 from florence2_jax.data.packing import CHUNK
 from florence2_jax.models.config import Florence2Config
+from florence2_jax.models.lora import LoraConfig
 from florence2_jax.parallel.mesh import MeshConfig
 from florence2_jax.parallel.processes import HostsConfig
 from florence2_jax.tasks.targets import Drop, Order
 from florence2_jax.training.black_box import BlackBoxConfig
+from florence2_jax.training.early_stopping import EarlyStoppingConfig
 from florence2_jax.training.evaluating import EvaluationConfig
 from florence2_jax.training.loss import LossConfig
 from florence2_jax.training.optimizer import OptimizerConfig
+from florence2_jax.training.sections import refuse_unknown, section, texts
+from florence2_jax.training.starting import starting_model
 from florence2_jax.training.state import InitConfig
+from florence2_jax.training.trained import EmaConfig
 from florence2_jax.typing import Size, UserError
 
-_SCALARS = (bool, int, float, str)
 _LEAST_LENGTH = 8  # A region's four locations between `<s>` and `</s>`, and a word.
 
 
@@ -94,8 +98,9 @@ class CheckpointConfig:
 
     every_steps: int = 1000
     keep: int = 3  # The newest ones; besides them
-    keep_best: int = 0  # so many of the best by this metric of the step, lower being better,
-    best_metric: str = "loss"
+    keep_best: int = 0  # so many of the best by this metric of the step, lower being better
+    best_metric: str = "loss"  # unless
+    higher_is_better: bool = False
     keep_every: int = 0  # and those at multiples of so many steps.
 
 
@@ -126,6 +131,10 @@ class RunConfig:
     optimizer: OptimizerConfig
     loss: LossConfig
     init: InitConfig
+    freeze: tuple[str, ...]  # Patterns of parameters that stay as they are, see `patterns.py`.
+    lora: LoraConfig
+    ema: EmaConfig
+    early_stopping: EarlyStoppingConfig
     mesh: MeshConfig
     hosts: HostsConfig
     checkpoint: CheckpointConfig
@@ -134,39 +143,56 @@ class RunConfig:
     evaluation: EvaluationConfig
 
     @classmethod
-    def create(cls, config: Mapping[str, Any]) -> "RunConfig":
+    def create(cls, config: Mapping[str, Any], workdir: Path | None = None) -> "RunConfig":
         """Checks a run file's values.
 
         The length of a run is `total_steps`, or `total_samples` images over `input.batch_size`.
+        With `init.model` the sizes are that model's, and `model` says what is to differ.
+
+        Args:
+            config: as `cli.train.load_config` reads it.
+            workdir: of the run; if it has begun there, the model that it starts from is no longer
+                needed.
 
         Raises:
             UserError: naming the key, on unknown keys and on values that do not fit together.
         """
         config = dict(config)
         fields = {field.name for field in dataclasses.fields(cls)}
-        _refuse_unknown("", config, fields | {"total_samples"})
+        refuse_unknown("", config, fields | {"total_samples"})
         for name in ("model", "input", "optimizer"):
             if name not in config:
                 raise UserError(f"{name}: the run file must say it")
         inputs = _inputs(config["input"])
+        init = section(InitConfig, "init", config.get("init", {}))
+        if init.model:
+            model = starting_model(init.model, config["model"], workdir)
+        else:
+            model = Florence2Config.create(**config["model"])
         run = cls(
             seed=int(config.get("seed", 0)),
             total_steps=_total_steps(config, inputs.batch_size),
             accumulate=int(config.get("accumulate", 1)),
-            model=Florence2Config.create(**config["model"]),
+            model=model,
             input=inputs,
-            tokenizer=_section(TokenizerConfig, "tokenizer", config.get("tokenizer", {})),
-            augment=_section(AugmentConfig, "augment", config.get("augment", {})),
-            negatives=_section(NegativesConfig, "negatives", config.get("negatives", {})),
-            optimizer=_section(OptimizerConfig, "optimizer", config["optimizer"]),
-            loss=_section(LossConfig, "loss", config.get("loss", {})),
-            init=_section(InitConfig, "init", config.get("init", {})),
+            tokenizer=section(TokenizerConfig, "tokenizer", config.get("tokenizer", {})),
+            augment=section(AugmentConfig, "augment", config.get("augment", {})),
+            negatives=section(NegativesConfig, "negatives", config.get("negatives", {})),
+            optimizer=section(OptimizerConfig, "optimizer", config["optimizer"]),
+            loss=section(LossConfig, "loss", config.get("loss", {})),
+            init=init,
+            freeze=texts("freeze", config.get("freeze", ())),
+            lora=section(LoraConfig, "lora", config.get("lora", {})),
+            ema=section(EmaConfig, "ema", config.get("ema", {})),
+            early_stopping=section(
+                EarlyStoppingConfig, "early_stopping", config.get("early_stopping", {})
+            ),
             mesh=MeshConfig.create(**config.get("mesh", {})),
-            hosts=_section(HostsConfig, "hosts", config.get("hosts", {})),
-            checkpoint=_section(CheckpointConfig, "checkpoint", config.get("checkpoint", {})),
-            black_box=_section(BlackBoxConfig, "black_box", config.get("black_box", {})),
-            log=_section(LogConfig, "log", config.get("log", {})),
-            evaluation=_section(EvaluationConfig, "evaluation", config.get("evaluation", {})),
+            hosts=section(HostsConfig, "hosts", config.get("hosts", {})),
+            checkpoint=section(CheckpointConfig, "checkpoint", config.get("checkpoint", {})),
+            black_box=section(BlackBoxConfig, "black_box", config.get("black_box", {})),
+            log=section(LogConfig, "log", config.get("log", {})),
+            evaluation=section(EvaluationConfig, "evaluation", config.get("evaluation", {})),
         )
         run._check()
         return run
@@ -279,7 +305,13 @@ class RunConfig:
                 raise UserError(
                     f"input.{name}: {getattr(self.input, name)} must be at least {_LEAST_LENGTH}"
                 )
-        if not (self.tokenizer.path or self.tokenizer.train_size):
+        has_tokenizer = bool(self.tokenizer.path or self.tokenizer.train_size)
+        if self.init.model and has_tokenizer:
+            raise UserError(
+                "tokenizer: init.model brings its own; leave out tokenizer.path and "
+                "tokenizer.train_size"
+            )
+        if not (self.init.model or has_tokenizer):
             raise UserError("tokenizer: give its path or its train_size")
         num_image_tokens = max(
             dataclasses.replace(self.model, image_size=size).num_image_tokens
@@ -334,9 +366,9 @@ def _inputs(values: Mapping[str, Any]) -> InputConfig:
     for key, cls in (("mixture", StoreConfig), ("stages", StageConfig)):
         if isinstance(parts := values.get(key), Mapping):
             values[key] = {
-                name: _section(cls, f"input.{key}.{name}", part) for name, part in parts.items()
+                name: section(cls, f"input.{key}.{name}", part) for name, part in parts.items()
             }
-    return _section(InputConfig, "input", values)
+    return section(InputConfig, "input", values)
 
 
 def _total_steps(config: Mapping[str, Any], batch_size: int) -> int:
@@ -345,36 +377,3 @@ def _total_steps(config: Mapping[str, Any], batch_size: int) -> int:
     if "total_steps" in config:
         return int(config["total_steps"])
     return int(config["total_samples"]) // max(1, batch_size)
-
-
-def _section(cls: type, name: str, values: Any) -> Any:
-    if not isinstance(values, Mapping):
-        raise UserError(f"{name}: {values!r} is not a mapping of names to values")
-    values = dict(values)
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    _refuse_unknown(f"{name}.", values, fields)
-    for key, value in values.items():
-        wanted = fields[key].type
-        if wanted is float and type(value) is int:
-            values[key] = value = float(value)
-        if wanted in _SCALARS and type(value) is not wanted:
-            raise UserError(f"{name}.{key}: {value!r} is not of type {wanted.__name__}")
-        if wanted not in _SCALARS and not isinstance(value, Mapping):
-            raise UserError(f"{name}.{key}: {value!r} is not a mapping of names to values")
-    missing = [
-        key
-        for key, field in fields.items()
-        if key not in values
-        and field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise UserError(f"{name}.{missing[0]}: the run file must say it")
-    return cls(**values)
-
-
-def _refuse_unknown(place: str, values: Mapping[str, Any], known) -> None:
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), list(known), cutoff=0.5) or sorted(known)
-            raise UserError(f"{place}{name}: no such key; did you mean {', '.join(near)}?")

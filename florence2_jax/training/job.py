@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What must be so before a run may start, on one host and on all of them."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -33,10 +34,13 @@ from florence2_jax.text.tokenizer import Tokenizer
 from florence2_jax.training import workdir as workdir_lib
 from florence2_jax.training.checkpoint import Checkpoints
 from florence2_jax.training.config import RunConfig
-from florence2_jax.training.optimizer import make_optimizer
-from florence2_jax.training.saved_step import saved_steps
-from florence2_jax.training.state import TrainState, init_params
+from florence2_jax.training.folders import open_records
+from florence2_jax.training.optimizer import factors_of, make_optimizer
+from florence2_jax.training.saved_step import ARRAY_ITEMS, Damaged, saved_steps
+from florence2_jax.training.starting import starting_params, starting_tokenizer
+from florence2_jax.training.state import TrainState, init_params, starting_from
 from florence2_jax.training.step import Step, check_batch, make_step
+from florence2_jax.training.trained import Trained, number_of
 from florence2_jax.typing import UserError
 
 
@@ -51,9 +55,10 @@ class Job:
     mesh: Mesh
     optimizer: optax.GradientTransformation
     make_params: Callable[[], Any]
-    initial: Any  # Parameters from BART and DaViT, where a run begins with them; else None.
+    initial: Any  # Parameters of others, where a run begins with them; else None.
     step: Step
     excluded: frozenset[str]
+    trained: Trained
 
 
 def prepare(config: Mapping[str, Any], workdir: Path) -> Job:
@@ -66,10 +71,10 @@ def prepare(config: Mapping[str, Any], workdir: Path) -> Job:
             differs between hosts.
         LostHost: if a host does not come so far in time.
     """
-    run = RunConfig.create(config)
     workdir_lib.check_place(workdir)
+    run = RunConfig.create(config, workdir)
     timeout_s = run.hosts.barrier_timeout_s
-    mixture = open_mixture(run)
+    mixture = open_mixture(run, workdir)
     excluded = excluded_ids(run)
     if processes.is_alone() and jax.process_count() > 1:
         raise UserError(
@@ -81,8 +86,9 @@ def prepare(config: Mapping[str, Any], workdir: Path) -> Job:
     mesh = make_mesh(run.mesh)
     check_batch(run, mesh)
     tokenizer = _tokenizer(run, mixture, workdir)
-    model = _fit_vocabulary(run.model, tokenizer, config)
+    model = run.model if run.init.model else _fit_vocabulary(run.model, tokenizer, config)
     optimizer = make_optimizer(run.optimizer, run.total_steps)
+    trained = choose_trained(run, model)
     if run.init.workdir:
         _check_start(Path(run.init.workdir), tokenizer)
     initial = _initial(run, model, tokenizer, workdir)
@@ -101,10 +107,51 @@ def prepare(config: Mapping[str, Any], workdir: Path) -> Job:
         run.init,
         first_location_id=tokenizer.first_location_id,
     )
-    step = make_step(run, model, optimizer, first_location_id=tokenizer.first_location_id)
-    return Job(
-        run, mixture, tokenizer, model, mesh, optimizer, make_params, initial, step, excluded
+    step = make_step(
+        run,
+        model,
+        optimizer,
+        first_location_id=tokenizer.first_location_id,
+        trained=trained,
     )
+    return Job(
+        *(run, mixture, tokenizer, model, mesh, optimizer, make_params, initial, step, excluded),
+        trained=trained,
+    )
+
+
+def choose_trained(run: RunConfig, model: Florence2Config) -> Trained:
+    """What of the model the run trains. Raises UserError on a pattern that matches nothing."""
+
+    def shapes() -> Any:
+        return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+
+    trained = Trained.choose(shapes, freeze=run.freeze, lora=run.lora, ema=run.ema, seed=run.seed)
+    if factors := run.optimizer.lr_factors:
+        params = shapes()
+        factors_of(factors, trained.split(params, jax.eval_shape(trained.adapters, params))[0])
+    return trained
+
+
+def tell_counts(job: Job, state: TrainState, say: Callable[[str], None]) -> None:
+    """Says how many parameters are trained and how many are not, if it is not simply all.
+
+    Raises:
+        AssertionError: if that is not what the optimizer holds.
+    """
+    counts = job.trained.count(state.params, state.adapters)
+    total = number_of(state.params) + number_of(state.adapters)
+    assert counts["trained"] + counts["frozen"] == total, (counts, total)
+    # AdamW keeps two moments of everything that is trained, and else scalars.
+    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert number_of(moments) == 2 * counts["trained"], (number_of(moments), counts)
+    if job.trained.frozen:
+        adapters = job.trained.num_adapters(state.adapters)
+        beside = f" ({adapters} adapters)" if adapters else ""
+        say(
+            f"trained parameters: {counts['trained']:,} of {total:,}{beside}; "
+            f"frozen: {counts['frozen']:,}"
+        )
 
 
 def first_state(
@@ -137,13 +184,14 @@ def first_state(
         return state
     if init.workdir:
         with Checkpoints(Path(init.workdir) / workdir_lib.CHECKPOINTS) as other:
-            state = fresh.replace(params=other.restore_params(abstract.params, say=say))
+            params = other.restore_params(abstract.params, say=say)
         say(f"starting from {init.workdir}")
-        return state
+        return starting_from(fresh, params, job.trained)
     if job.initial is not None:
-        say(f"starting from {' and '.join(filter(None, (init.bart, init.davit)))}")
-        return fresh.replace(params=jax.device_put(job.initial, shardings.params))
-    return fresh
+        say(f"starting from {' and '.join(filter(None, (init.model, init.bart, init.davit)))}")
+        params = jax.device_put(job.initial, shardings.params)
+        return starting_from(fresh, params, job.trained)
+    return starting_from(fresh, fresh.params, job.trained)
 
 
 def check_disk(workdir: Path, state: TrainState) -> None:
@@ -238,16 +286,23 @@ def excluded_ids(run: RunConfig) -> frozenset[str]:
     return ids
 
 
-def open_mixture(run: RunConfig) -> Mixture:
-    """The stores of a run. Raises UserError, naming the directory, if one cannot be read."""
+def open_mixture(run: RunConfig, workdir: Path | None = None) -> Mixture:
+    """The stores of a run; what is no store is imported into the workdir (see `folders.py`).
+
+    Raises:
+        UserError: naming the directory, if one cannot be read.
+    """
     inputs = run.input
+    open_store = functools.partial(
+        open_records, workdir=workdir, timeout_s=run.hosts.barrier_timeout_s
+    )
     if inputs.records:
-        store = RecordStore(inputs.records, inputs.split)
+        store = open_store(inputs.records, inputs.split)
         return Mixture(parts=(Part(name="", store=store),), stages=run.stages())
     parts = tuple(
         Part(
             name=name,
-            store=RecordStore(part.records, part.split),
+            store=open_store(part.records, part.split),
             weight=part.weight,
             tasks=parse_weights(part.tasks) if part.tasks else None,
         )
@@ -259,9 +314,16 @@ def open_mixture(run: RunConfig) -> Mixture:
 def _initial(
     run: RunConfig, model: Florence2Config, tokenizer: Tokenizer, workdir: Path
 ) -> Any | None:
-    """What `init.bart` and `init.davit` give; None without them, or where the run goes on."""
+    """What `init.model`, or `init.bart` and `init.davit`, give.
+
+    None without them, or where the run goes on.
+    """
     goes_on = bool(saved_steps(workdir / workdir_lib.CHECKPOINTS))
-    if goes_on or not (run.init.bart or run.init.davit):
+    if goes_on:
+        return None
+    if run.init.model:
+        return starting_params(run.init.model, model)
+    if not (run.init.bart or run.init.davit):
         return None
     return initialize(
         model,
@@ -282,6 +344,15 @@ def _check_start(workdir: Path, tokenizer: Tokenizer) -> None:
             f"init.workdir: {workdir} has another tokenizer than this run; give "
             f"tokenizer.path={workdir / workdir_lib.TOKENIZER}"
         )
+    newest = saved_steps(workdir / workdir_lib.CHECKPOINTS)[-1:]
+    has_more = False
+    with contextlib.suppress(Damaged):  # That is told when it is read.
+        has_more = any(step.items() != ARRAY_ITEMS for step in newest)
+    if has_more:
+        raise UserError(
+            f"init.workdir: {workdir} has adapters or an average beside its parameters; start from "
+            "it by init.model, which puts them together"
+        )
 
 
 def _tokenizer(config: RunConfig, mixture: Mixture, workdir: Path) -> Tokenizer:
@@ -289,6 +360,8 @@ def _tokenizer(config: RunConfig, mixture: Mixture, workdir: Path) -> Tokenizer:
     own = workdir / workdir_lib.TOKENIZER
     if own.is_dir():
         return Tokenizer.load(own)
+    if config.init.model:
+        return starting_tokenizer(config.init.model)
     if config.tokenizer.path:
         return Tokenizer.load(Path(config.tokenizer.path))
     most = 100_000 // len(mixture.parts)

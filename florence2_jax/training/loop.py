@@ -19,7 +19,8 @@ from florence2_jax.text.tokenizer import PAD_ID
 from florence2_jax.training import workdir as workdir_lib
 from florence2_jax.training.black_box import BlackBox
 from florence2_jax.training.checkpoint import Checkpoints
-from florence2_jax.training.job import Job, check_disk, first_state, prepare
+from florence2_jax.training.early_stopping import EarlyStopping
+from florence2_jax.training.job import Job, check_disk, first_state, prepare, tell_counts
 from florence2_jax.training.ledger import Ledger
 from florence2_jax.training.metrics import HostTimes, Machine, Reporter, Window
 from florence2_jax.training.optimizer import learning_rate
@@ -31,7 +32,11 @@ from florence2_jax.training.writers import choose_writers
 from florence2_jax.typing import UserError
 
 Hook: TypeAlias = Callable[[int, TrainState, Reporter], None]
-"""Called after a step with its number (from 1), the new state, and where to report."""
+"""Called after a step with its number (from 1), the new state, and where to report.
+
+`state.model_params()` are the parameters to ask: adapters merged, averages where there are any.
+What a hook reports may end the run (`early_stopping.metric`) and choose the checkpoints that stay
+(`checkpoint.best_metric`)."""
 
 BatchHook: TypeAlias = Callable[[int, Batch], Batch]
 """Called before a step with its number and this host's rows; returns the rows to train on."""
@@ -69,7 +74,7 @@ def run(
     started_s = time.perf_counter()
     with processes.departure():
         job = prepare(config, workdir)
-        fresh, shardings = init_state(job.make_params, job.optimizer, job.mesh)
+        fresh, shardings = init_state(job.make_params, job.optimizer, job.mesh, job.trained)
         check_disk(workdir, fresh)
         log = job.config.log
         writers = choose_writers(
@@ -104,15 +109,24 @@ def run(
                 )
             first_step = int(state.step)
             ledger.begin_steps(first_step)
+            tell_counts(job, state, reporter.say)
+            early = EarlyStopping.resume(
+                job.config.early_stopping, workdir / "metrics.jsonl", first_step
+            )
+            reporter.listeners.append(early.note)
             if first_step >= last_step:
                 reporter.say(f"nothing to do: step {first_step} of {last_step} is done")
-            loop = _Loop(job, workdir, reporter, checkpoints, ledger, stopping, order)
+            elif early.is_over:
+                reporter.say(f"nothing to do: {early.reason()}")
+                last_step = first_step
+            loop = _Loop(job, workdir, reporter, checkpoints, ledger, stopping, order, early)
             loop.hooks, loop.batch_hooks = hooks, batch_hooks
             state = loop.run(state, shardings, first_step, last_step, started_s)
         step = int(state.step)
         if step > first_step:
             ledger.committed(step)  # Its save was waited for.
-    report = {"workdir": str(workdir), "step": step, "stopped": step < last_step}
+    is_stopped = step < last_step and not early.is_over
+    report = {"workdir": str(workdir), "step": step, "stopped": is_stopped}
     return report | {"metrics": loop.scalars}
 
 
@@ -131,7 +145,9 @@ class _Loop:
         ledger: Ledger,
         stopping: Stopping,
         order: DataOrder,
+        early: EarlyStopping,
     ):
+        self.early = early
         self.job, self.config, self.workdir = job, job.config, workdir
         self.reporter, self.checkpoints, self.ledger = reporter, checkpoints, ledger
         self.stopping, self.order = stopping, order
@@ -192,6 +208,11 @@ class _Loop:
                 if is_reported:
                     self._report(number, metrics)
                 self._call_hooks(number, state)
+                if self.early.is_over:
+                    is_last = is_saved = True
+                    if pending is not None:
+                        self._absorb(*pending)
+                        pending = None
                 if is_saved:
                     self._save(number, state, metrics, force=is_last)
                 self._note_commit()
@@ -199,7 +220,10 @@ class _Loop:
                 watch.beat()
                 if is_last:
                     break
-        if first_step < (step := int(state.step)) < last_step:
+        step = int(state.step)
+        if first_step < step and self.early.is_over:
+            self.reporter.say(self.early.reason())
+        elif first_step < step < last_step:
             self.reporter.say(f"stopped after step {step}; run the same command to go on")
         return state
 
@@ -245,8 +269,12 @@ class _Loop:
 
     def _save(self, number: int, state: TrainState, metrics: Any, *, force: bool) -> None:
         measured = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+        checkpoint = self.config.checkpoint
         if self.config.optimizer.skips(measured["grad_norm"]):
             measured = None  # They say nothing about the state.
+        elif checkpoint.best_metric == self.config.early_stopping.metric not in measured:
+            measured |= self.early.at(number)  # Of a hook, which does not report every step.
+            measured = measured if checkpoint.best_metric in measured else None
         with self.ledger.span("save"):
             position = self.order.position(number)
             self.checkpoints.save(number, state, data=position, metrics=measured, force=force)

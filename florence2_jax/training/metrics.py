@@ -193,6 +193,8 @@ class Reporter:
         self._is_active = is_active
         if writers is None:
             writers = {"tensorboard": lambda: TensorboardBackend(str(workdir / "tensorboard"))}
+        self.listeners: list[Callable[[int, Mapping[str, float]], None]] = []
+        """Called on every process with all scalars of a step, whoever reports them."""
         self._to_open = dict(writers)
         self._writers: dict[str, Writer] = {}
         if is_active:
@@ -220,6 +222,8 @@ class Reporter:
         hosts: Mapping[str, list[float | None]] | None = None,
     ) -> None:
         """Scalars of one step, everywhere; lists with a value per host to `metrics.jsonl` only."""
+        for listener in self.listeners:
+            listener(step, scalars)
         if not self._is_active:
             return
         line: dict[str, Any] = {"step": step, **scalars}

@@ -2,12 +2,17 @@
 """AdamW with linear warm-up and cosine decay. Source: Florence-2 §6.1, `configs/pretrain.py`."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from florence2_jax.training.patterns import chosen, is_stack
+from florence2_jax.training.trees import Tree, by_path, flat, nest, path_of
 from florence2_jax.typing import UserError
 
 
@@ -24,6 +29,11 @@ class OptimizerConfig:
     eps: float = 1e-8
     clip_norm: float = 1.0
     skip_norm: float = 0.0  # Steps with a larger gradient norm, or none, change nothing; 0: all do.
+    lr_factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Pattern of parameters -> factor on their learning rate; where several match, their product.
+
+    Patterns name layers one by one (`text/decoder/layers/0/*`), so that a rate per layer is a row
+    per layer; see `patterns.py`."""
 
     def __post_init__(self):
         for name in ("peak_lr", "clip_norm", "eps"):
@@ -32,6 +42,12 @@ class OptimizerConfig:
         for name in ("warmup_steps", "weight_decay", "final_lr_ratio", "skip_norm"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"optimizer.{name}: {getattr(self, name)} must not be negative")
+        for pattern, factor in self.lr_factors.items():
+            if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+                raise UserError(
+                    f"optimizer.lr_factors.{pattern}: {factor!r} is no number above 0; what is to "
+                    "stay as it is belongs into `freeze`"
+                )
 
     def skips(self, grad_norm: float) -> bool:
         """Whether a step with this gradient norm, which may be NaN, changes nothing."""
@@ -56,7 +72,7 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW; only kernels are decayed (no biases, norms, embeddings)."""
-    optimizer = optax.chain(
+    parts = [
         clip_by_norm(config.clip_norm),
         optax.adamw(
             learning_rate(config, total_steps),
@@ -66,7 +82,10 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
             weight_decay=config.weight_decay,
             mask=_is_decayed,
         ),
-    )
+    ]
+    if config.lr_factors:
+        parts.append(scale_by_path(config.lr_factors))
+    optimizer = optax.chain(*parts)
     return skip_above(optimizer, config.skip_norm) if config.skip_norm else optimizer
 
 
@@ -89,6 +108,34 @@ def skip_above(
         return updates, jax.tree.map(choose, new_state, state)
 
     return optax.GradientTransformation(optimizer.init, update)
+
+
+def scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
+    """Multiplies updates by the factors of their parameters' names; of AdamW, its decay too."""
+
+    def scale(updates: Any, params: optax.Params | None) -> optax.Updates:
+        del params
+        by_name = factors_of(factors, updates)
+        leaves = {keys: leaf * by_name[path_of(keys)] for keys, leaf in flat(updates).items()}
+        return nest(leaves)
+
+    return optax.stateless(scale)
+
+
+def factors_of(factors: Mapping[str, float], params: Tree) -> dict[str, Any]:
+    """The factor of every array by its path: a number, or for a stack of layers one for each.
+
+    Raises:
+        UserError: if a pattern matches none of them.
+    """
+    leaves = by_path(params)
+    found: dict[str, Any] = dict.fromkeys(leaves, 1.0)
+    for pattern, rows in chosen(factors, leaves, "optimizer.lr_factors").items():
+        for path, hits in rows.items():
+            own = np.array([factors[pattern] if hit else 1.0 for hit in hits], np.float32)
+            shape = (-1, *[1] * (leaves[path].ndim - 1)) if is_stack(path) else ()
+            found[path] = found[path] * own.reshape(shape)
+    return found
 
 
 def clip_by_norm(max_norm: float) -> optax.GradientTransformation:

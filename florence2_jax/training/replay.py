@@ -22,14 +22,16 @@ from florence2_jax.tasks.registry import TASKS
 from florence2_jax.text.tokenizer import Tokenizer
 from florence2_jax.training import workdir as workdir_lib
 from florence2_jax.training.black_box import to_json
+from florence2_jax.training.checkpoint import items_of, with_items
 from florence2_jax.training.config import RunConfig
 from florence2_jax.training.digests import digests
-from florence2_jax.training.job import excluded_ids, open_mixture
+from florence2_jax.training.job import choose_trained, excluded_ids, open_mixture
 from florence2_jax.training.optimizer import make_optimizer
 from florence2_jax.training.recording import Recording, read_recording
 from florence2_jax.training.saved_step import one_line, saved_steps
-from florence2_jax.training.state import InitConfig, TrainState, init_params
+from florence2_jax.training.state import TrainState, fresh_state, init_params
 from florence2_jax.training.step import DEVICE_KEYS, Step, compile_step, make_step
+from florence2_jax.training.trained import Trained
 from florence2_jax.typing import UserError
 
 Say = Callable[[str], None]
@@ -69,17 +71,18 @@ def replay(
     """
     recording = read_recording(path)
     workdir = Path(path).absolute().parent.parent if workdir is None else Path(workdir)
-    run = RunConfig.create(workdir_lib.load_config(workdir))
+    run = RunConfig.create(workdir_lib.load_config(workdir), workdir)
     model, tokenizer = workdir_lib.load_model(workdir)
     first_location_id = tokenizer.first_location_id
     mesh = _mesh(recording)
     optimizer = make_optimizer(run.optimizer, run.total_steps)
-    step = make_step(run, model, optimizer, first_location_id=first_location_id)
-    state, shardings = _restore(workdir, recording.step, model, optimizer, mesh, say)
+    trained = choose_trained(run, model)
+    step = make_step(run, model, optimizer, first_location_id=first_location_id, trained=trained)
+    state, shardings = _restore(workdir, recording.step, model, optimizer, trained, mesh, say)
     if catch_up and int(state.step) < recording.step - 1:
-        state = _catch_up(state, shardings, recording, run, tokenizer, step, mesh, say)
+        state = _catch_up(state, shardings, recording, run, workdir, tokenizer, step, mesh, say)
     state_step = int(state.step)
-    params = jax.device_get(state.params)  # The step's own copy is donated.
+    kept = jax.device_get(state.replace(opt_state=None))  # The step's own copy is donated.
     # The keys of a step follow from its number.
     state = state.replace(step=jnp.asarray(recording.step - 1, jnp.int32))
     batch = {name: recording.batch[name] for name in DEVICE_KEYS if name in recording.batch}
@@ -89,7 +92,8 @@ def replay(
     _, metrics = compiled(state, on_devices)
     metrics = jax.device_get(metrics)
     alone = dataclasses.replace(run, accumulate=1)
-    gradients = Gradients(alone, model, params, recording.step - 1, first_location_id)
+    kept = kept.replace(step=np.asarray(recording.step - 1, np.int32))
+    gradients = Gradients(alone, model, kept, trained, first_location_id)
     examples, broken = examine(recording, gradients, max_examples=max_examples, say=say)
     report = {
         "step": recording.step,
@@ -130,21 +134,22 @@ class Gradients:
         self,
         run: RunConfig,
         model: Florence2Config,
-        params: Any,
-        step: int,
+        state: TrainState,
+        trained: Trained,
         first_location_id: int,
     ):
         # An optimizer that keeps the gradients: the step itself stays what it is.
         keep = optax.GradientTransformation(init=_no_gradients, update=_keep_gradients)
-        self._step = make_step(run, model, keep, first_location_id=first_location_id)
+        self._step = make_step(
+            run, model, keep, first_location_id=first_location_id, trained=trained
+        )
         self._mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-        self._number = step
-        self._state, self._shardings = self._fresh(params, keep)
+        self._number = int(state.step)
+        changing, _ = trained.split(state.params, state.adapters)
+        self._state, self._shardings = self._fresh(state.replace(opt_state=keep.init(changing)))
         self._compiled: Any = None
 
-    def _fresh(self, params: Any, keep: optax.GradientTransformation) -> tuple[TrainState, Any]:
-        number = jnp.asarray(self._number, jnp.int32)
-        state = TrainState(step=number, params=params, opt_state=keep.init(params))
+    def _fresh(self, state: TrainState) -> tuple[TrainState, Any]:
         shardings = state_shardings(state, self._mesh)
         return jax.device_put(state, shardings), shardings
 
@@ -193,16 +198,14 @@ def _restore(
     step: int,
     model: Florence2Config,
     optimizer: optax.GradientTransformation,
+    trained: Trained,
     mesh: Mesh,
     say: Say,
 ) -> tuple[TrainState, Any]:
     """The newest state from before a step that verifies, and its shardings; changes no file."""
 
     def init() -> TrainState:
-        params = init_params(model, jax.random.key(0), InitConfig())
-        return TrainState(
-            step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
-        )
+        return fresh_state(init_params(model, jax.random.key(0)), optimizer, trained)
 
     shapes = jax.eval_shape(init)
     shardings = state_shardings(shapes, mesh)
@@ -211,10 +214,7 @@ def _restore(
         shapes,
         shardings,
     )
-    items = {
-        "params": wanted.params,
-        "training": {"step": wanted.step, "opt_state": wanted.opt_state},
-    }
+    items = items_of(wanted)
     directory = workdir / workdir_lib.CHECKPOINTS
     for saved in reversed(saved_steps(directory)):
         if saved.number >= step:
@@ -235,7 +235,7 @@ def _restore(
             f"the state is the checkpoint of step {saved.number}, "
             + (f"{age} step(s) before the one it needs" if age else "the step before")
         )
-        return TrainState(params=found["params"], **found["training"]), shardings
+        return with_items(shapes, found), shardings
     raise UserError(
         f"{directory} holds no checkpoint from before step {step} that verifies: copy one there"
     )
@@ -246,6 +246,7 @@ def _catch_up(
     shardings: Any,
     recording: Recording,
     run: RunConfig,
+    workdir: Path,
     tokenizer: Tokenizer,
     step: Step,
     mesh: Mesh,
@@ -253,7 +254,7 @@ def _catch_up(
 ) -> TrainState:
     """The state of the step before the recorded one, by training up to it again."""
     dataset = make_dataset(
-        open_mixture(run),
+        open_mixture(run, workdir),
         tokenizer,
         run.batch_spec(),
         seed=run.seed,

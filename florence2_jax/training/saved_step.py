@@ -2,6 +2,7 @@
 """One saved step on disk: its manifest, and how its arrays are read and held against it.
 
 STEP/params/, STEP/training/   arrays, written by Orbax
+STEP/adapters/, STEP/ema/      more of them, where a run trains adapters or keeps an average
 STEP/data/metadata             JSON, the position in the data
 STEP/manifest/manifest.json    JSON: what was saved, with a digest per array, and its own checksum
 
@@ -27,11 +28,14 @@ from etils import epath
 from florence2_jax.training.digests import Digest, differences, digests, named
 from florence2_jax.typing import UserError
 
-FORMAT = 1
-"""0 had no manifest: it opens, but cannot be verified."""
+PLAIN_FORMAT, FORMAT = 1, 2
+"""0 had no manifest: it opens, but cannot be verified. 2 has adapters: who does not know them must
+not take `params` for the model. All else is written as 1."""
 
 MANIFEST, MANIFEST_FILE = "manifest", "manifest.json"
 ARRAY_ITEMS = ("params", "training")
+"""What every step has."""
+OPTIONAL_ITEMS = ("adapters", "ema")
 
 
 class Damaged(Exception):
@@ -46,8 +50,9 @@ def make_manifest(
     metrics: Mapping[str, float] | None,
 ) -> dict[str, Any]:
     """What `manifest.json` holds."""
+    has_adapters = any(name.startswith("adapters/") for name in arrays)
     manifest = {
-        "format": FORMAT,
+        "format": FORMAT if has_adapters else PLAIN_FORMAT,
         "step": step,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "metrics": {name: float(value) for name, value in (metrics or {}).items()},
@@ -112,7 +117,7 @@ class SavedStep:
         """Reads trees of arrays, not verified yet.
 
         Args:
-            wanted: item -> tree of sharded `ShapeDtypeStruct` leaves, for some of `ARRAY_ITEMS`.
+            wanted: item -> tree of sharded `ShapeDtypeStruct` leaves, for some of its items.
 
         Raises:
             Damaged: if something cannot be read.
@@ -155,7 +160,7 @@ class SavedStep:
         except Damaged as error:
             yield str(error)
             return
-        for item in ARRAY_ITEMS:
+        for item in self.items():
             try:
                 tree = self._metadata(item)
             except Damaged as error:
@@ -187,7 +192,15 @@ class SavedStep:
         """The dtype and shape of what was saved, by name. Raises as `manifest` does."""
         if (manifest := self.manifest()) is not None:
             return {name: (x.dtype, x.shape) for name, x in _digests(manifest).items()}
-        return _kinds({item: self._metadata(item) for item in ARRAY_ITEMS})
+        return _kinds({item: self._metadata(item) for item in self.items()})
+
+    def items(self) -> tuple[str, ...]:
+        """The trees of arrays it was saved with. Raises as `manifest` does."""
+        if (manifest := self.manifest()) is not None:
+            known = {name.partition("/")[0] for name in manifest["arrays"]}
+        else:
+            known = {path.name for path in self.path.iterdir()}
+        return (*ARRAY_ITEMS, *(item for item in OPTIONAL_ITEMS if item in known))
 
     def _metadata(self, item: str) -> Any:
         handler = ocp.StandardCheckpointHandler()

@@ -16,8 +16,11 @@ from jaxtyping import Array, Float
 
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.models.florence2 import Florence2
+from florence2_jax.models.lora import with_lora
 from florence2_jax.parallel.partitioning import state_shardings
 from florence2_jax.text.locations import NUM_BINS
+from florence2_jax.training.trained import ALL, Trained, merge_adapters
+from florence2_jax.training.trees import combine, flat
 from florence2_jax.typing import UserError
 
 
@@ -30,17 +33,36 @@ class TrainState(flax.struct.PyTreeNode):
     step: Any  # An int32 scalar.
     params: Any
     opt_state: optax.OptState
+    adapters: Any = None  # Of LoRA, beside the kernels of `params`.
+    ema: Any = None  # An average of what is trained, see `trained.py`.
+    lora_scale: float = flax.struct.field(pytree_node=False, default=0.0)
+
+    def model_params(self, *, ema: bool = True) -> Any:
+        """The parameters to ask and to export: adapters merged, averages where there are any.
+
+        Args:
+            ema: False for the parameters of the last step, also where an average is kept.
+        """
+        everything = combine(self.params, self.adapters)
+        if ema:
+            everything = combine(everything, self.ema)
+        return merge_adapters(everything, self.lora_scale) if self.adapters else everything
 
 
-def model_graph(config: Florence2Config) -> nnx.GraphDef:
-    """The model without its arrays."""
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: Florence2(config, rngs=nnx.Rngs(0))))
+def model_graph(config: Florence2Config, trained: Trained = ALL) -> nnx.GraphDef:
+    """The model without its arrays; with the adapters that are trained beside it."""
+
+    def make() -> nnx.Module:
+        model = Florence2(config, rngs=nnx.Rngs(0))
+        return with_lora(model, trained.adapted, trained.lora) if trained.adapted else model
+
+    graphdef, _ = nnx.split(nnx.eval_shape(make))
     return graphdef
 
 
 def merge(graphdef: nnx.GraphDef, params: Any) -> Florence2:
     """The model with these parameters."""
-    state = nnx.from_flat_state([(path, nnx.Param(value)) for path, value in _flat(params)])
+    state = nnx.from_flat_state([(path, nnx.Param(value)) for path, value in flat(params).items()])
     return nnx.merge(graphdef, state)
 
 
@@ -48,8 +70,10 @@ def merge(graphdef: nnx.GraphDef, params: Any) -> Florence2:
 class InitConfig:
     """How fresh parameters differ from the released initialisation.
 
-    `workdir` starts from the newest parameters of another run of the same sizes (high-resolution
-    tuning after pre-training). `bart` and `davit` start the text towers and the image encoder from
+    `model` starts from a whole model, wherever it is from: a workdir, a folder of transformers or
+    of Microsoft, or a hub name; it brings sizes and tokenizer along (see `starting.py`). `workdir`
+    starts from the newest parameters of another run of the same sizes (high-resolution tuning after
+    pre-training). `bart` and `davit` start the text towers and the image encoder from
     weights of `facebook/bart-base` and of an ImageNet DaViT: folders or hub names, see
     `conversion.initial`. `locations="ordinal"` starts the rows of the 1,000 location tokens
     and the image's row and column positions as sines and cosines of their place, so that near
@@ -58,6 +82,7 @@ class InitConfig:
     rule at 2,500 inputs. Ours.
     """
 
+    model: str = ""
     workdir: str = ""
     bart: str = ""
     davit: str = ""
@@ -65,6 +90,10 @@ class InitConfig:
     scale: str = "released"
 
     def __post_init__(self):
+        if self.model and (self.workdir or self.bart or self.davit):
+            raise UserError(
+                "init.model gives every parameter: leave out init.workdir, init.bart and init.davit"
+            )
         if self.workdir and (self.bart or self.davit):
             raise UserError(
                 "init.workdir gives every parameter: leave out init.bart and init.davit"
@@ -123,8 +152,27 @@ def _waves(number: int, dim: int, *, most_turns: float) -> Float[Array, "places 
     return math.sqrt(2) * jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=1)
 
 
+def fresh_state(
+    params: Any, optimizer: optax.GradientTransformation, trained: Trained = ALL
+) -> TrainState:
+    """The state of step 0: moments, adapters and averages of what is trained, of nothing else."""
+    adapters = trained.adapters(params)
+    changing, _ = trained.split(params, adapters)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(changing),
+        adapters=adapters,
+        ema=jax.tree.map(jnp.copy, changing) if trained.ema_decay else None,
+        lora_scale=trained.lora.scale,
+    )
+
+
 def init_state(
-    make_params: Callable[[], Any], optimizer: optax.GradientTransformation, mesh: Mesh
+    make_params: Callable[[], Any],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    trained: Trained = ALL,
 ) -> tuple[TrainState, Any]:
     """A fresh state, made in its shards, and its shardings.
 
@@ -132,17 +180,17 @@ def init_state(
     """
 
     def init() -> TrainState:
-        params = make_params()
-        return TrainState(
-            step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params)
-        )
+        return fresh_state(make_params(), optimizer, trained)
 
     shardings = state_shardings(jax.eval_shape(init), mesh)
     with jax.set_mesh(mesh):
         return jax.jit(init, out_shardings=shardings)(), shardings
 
 
-def _flat(tree: Any, path: tuple = ()) -> list[tuple[tuple, Any]]:
-    if not isinstance(tree, dict):
-        return [(path, tree)]
-    return [row for key, value in tree.items() for row in _flat(value, (*path, key))]
+def starting_from(state: TrainState, params: Any, trained: Trained) -> TrainState:
+    """A fresh state with other parameters; an average starts from them too."""
+    state = state.replace(params=params)
+    if state.ema is None:
+        return state
+    changing, _ = trained.split(params, state.adapters)
+    return state.replace(ema=jax.tree.map(jnp.copy, changing))

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from florence2_jax.models.config import Florence2Config
+from florence2_jax.models.florence2 import Florence2
 from florence2_jax.parallel.data_parallel import value_and_grad
 from florence2_jax.parallel.partitioning import batch_sharding, num_data_shards
 from florence2_jax.training.config import RunConfig
@@ -25,6 +26,8 @@ from florence2_jax.training.loss import (
     token_weights,
 )
 from florence2_jax.training.state import TrainState, merge, model_graph
+from florence2_jax.training.trained import ALL, Trained, dropout_keys
+from florence2_jax.training.trees import combine
 from florence2_jax.typing import UserError
 
 Metrics: TypeAlias = dict[str, jax.Array]
@@ -53,16 +56,18 @@ def make_step(
     optimizer: optax.GradientTransformation,
     *,
     first_location_id: int,
+    trained: Trained = ALL,
 ) -> Step:
     """`train_step` as a run file has it, of a model that has its vocabulary."""
     return functools.partial(
         train_step,
-        graphdef=model_graph(model),
+        graphdef=model_graph(model, trained),
         optimizer=optimizer,
         seed=run.seed,
         accumulate=run.accumulate,
         loss=run.loss,
         first_location_id=first_location_id,
+        trained=trained,
     )
 
 
@@ -76,18 +81,28 @@ def train_step(
     accumulate: int = 1,
     loss: LossConfig = LossConfig(),
     first_location_id: int = 0,
+    trained: Trained = ALL,
 ) -> tuple[TrainState, Metrics]:
     """One update of Florence-2 Eq. 1. Returns the new state and global float32 metrics.
 
     The loss is summed over target tokens and divided by their global number (or sum of weights), so
     neither padding nor accumulation (`accumulate` equal parts of the batch, one after another)
-    biases it.
+    biases it. Only what is `trained` has gradients (and counts in their norms) and changes.
     """
     step_key = jax.random.fold_in(jax.random.key(seed), state.step)
-    dtype = merge(graphdef, state.params).config.dtype
+    changing, frozen = trained.split(state.params, state.adapters)
 
-    def summed_loss(params: Any, part: dict[str, Any], key: jax.Array):
-        model = merge(graphdef, params)
+    def whole_model(parts: tuple[Any, Any], key: jax.Array) -> Florence2:
+        everything = combine(*parts)
+        if trained.adapted and trained.lora.dropout:
+            keys = dropout_keys(state.adapters, jax.random.fold_in(key, 1))
+            everything = combine(everything, keys)
+        return merge(graphdef, everything)
+
+    dtype = whole_model((changing, frozen), step_key).config.dtype
+
+    def summed_loss(params: tuple[Any, Any], part: dict[str, Any], key: jax.Array):
+        model = whole_model(params, key)
         target_ids, task_ids = part["target_ids"], part["task_ids"]
         packing = part.get("target_prompts")
         logits = model(
@@ -108,7 +123,9 @@ def train_step(
 
     def part_gradient(part: dict[str, Any], index: jax.Array | int):
         key = jax.random.fold_in(step_key, index)
-        (_, sums), grads = value_and_grad(summed_loss, state.params, part, key, dtype=dtype)
+        (_, sums), grads = value_and_grad(
+            summed_loss, changing, part, key, dtype=dtype, held=frozen
+        )
         return grads, sums
 
     if accumulate == 1:
@@ -117,8 +134,8 @@ def train_step(
         grads, sums = _accumulate(part_gradient, batch, accumulate)
     loss_sums, token_sums, weight_sum = sums
     grads = jax.tree.map(lambda g: g / jnp.maximum(weight_sum, 1.0), grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    updates, opt_state = optimizer.update(grads, state.opt_state, changing)
+    changed = optax.apply_updates(changing, updates)
     metrics = {
         "loss": loss_sums.sum() / jnp.maximum(token_sums.sum(), 1.0),
         "num_tokens": token_sums.sum(),
@@ -127,12 +144,28 @@ def train_step(
         "task_loss_sums": loss_sums,
         "task_token_sums": token_sums,
     }
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    params, adapters = _apart(changed, frozen, state.adapters)
+    ema = state.ema
+    if ema is not None:
+        early = (1.0 + state.step) / (10.0 + state.step)
+        rate = 1 - jnp.minimum(trained.ema_decay, early)
+        ema = jax.tree.map(lambda mean, x: mean + rate * (x - mean), ema, changed)
+    new_state = state.replace(
+        step=state.step + 1, params=params, opt_state=opt_state, adapters=adapters, ema=ema
+    )
+    return new_state, metrics
+
+
+def _apart(changed: Any, frozen: Any, adapters: Any) -> tuple[Any, Any]:
+    """The model's parameters and the adapters, out of what is trained and what is not."""
+    if adapters is not None:
+        return frozen, changed  # Adapters are trained beside a model that is not.
+    return combine(changed, frozen), None
 
 
 def model_parts(params: dict[str, Any]) -> dict[str, Any]:
     """The parts of a model whose gradients are told apart: the towers and what joins them."""
-    text = {f"text/{name}": part for name, part in params["text"].items()}
+    text = {f"text/{name}": part for name, part in params.get("text", {}).items()}
     return {name: part for name, part in params.items() if name != "text"} | text
 
 

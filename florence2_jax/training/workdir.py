@@ -4,6 +4,7 @@
 DIR/config.json        the run file's values, and where it came from
 DIR/model.json         the model's sizes
 DIR/tokenizer/         its tokenizer
+DIR/records/NAME/      a store, where the run file names a dataset in another format
 DIR/environment.json   versions, git revision, devices and XLA flags of every start
 DIR/checkpoints/       see `checkpoint.py`; damaged ones are moved aside as `corrupt-STEP`
 DIR/metrics.jsonl, tensorboard/, wandb/, set_aside.jsonl
@@ -30,10 +31,10 @@ from florence2_jax.text.tokenizer import Tokenizer
 from florence2_jax.typing import UserError
 
 CONFIG, MODEL, ENVIRONMENT = "config.json", "model.json", "environment.json"
-TOKENIZER, CHECKPOINTS = "tokenizer", "checkpoints"
+TOKENIZER, CHECKPOINTS, RECORDS = "tokenizer", "checkpoints", "records"
 
 _FREE_KEYS = (
-    *("log", "checkpoint", "mesh", "hosts", "black_box", "evaluation"),
+    *("log", "checkpoint", "mesh", "hosts", "black_box", "evaluation", "early_stopping"),
     *("input.num_workers", "input.num_threads", "input.buffer"),
 )
 """What may change between starts: it does not touch what is learnt."""
@@ -72,7 +73,9 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
                 f"{workdir} belongs to another run: {'; '.join(other)}. Give another --workdir, or "
                 "the run file it was started with"
             )
-    elif workdir.is_dir() and any(path.suffix != ".tmp" for path in workdir.iterdir()):
+    elif workdir.is_dir() and any(
+        path.suffix != ".tmp" and path.name != RECORDS for path in workdir.iterdir()
+    ):
         raise UserError(f"{workdir} is not empty and holds no run: give another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     _write(path, own)
@@ -105,12 +108,17 @@ def save_model(workdir: Path, config: Florence2Config, tokenizer: Tokenizer) -> 
 
 def load_model(workdir: Path) -> tuple[Florence2Config, Tokenizer]:
     """Reads what `save_model` wrote. Raises UserError if the directory holds no run."""
+    return load_model_config(workdir), Tokenizer.load(workdir / TOKENIZER)
+
+
+def load_model_config(workdir: Path) -> Florence2Config:
+    """The sizes alone. Raises UserError if the directory holds no run."""
     path = Path(workdir) / MODEL
     if not path.is_file():
         raise UserError(
             f"{workdir} holds no run ({MODEL} is missing): give the --workdir of a `train`"
         )
-    return Florence2Config.create(**_read(path)), Tokenizer.load(workdir / TOKENIZER)
+    return Florence2Config.create(**_read(path))
 
 
 def load_config(workdir: Path) -> dict[str, Any]:

@@ -244,10 +244,10 @@ def test_an_old_checkpoint_that_is_not_finite_is_passed_over(tmp_path):
 
 
 def test_a_newer_format_is_refused_with_the_remedy(tmp_path, monkeypatch):
-    monkeypatch.setattr(saved_step, "FORMAT", saved_step.FORMAT + 1)
+    monkeypatch.setattr(saved_step, "PLAIN_FORMAT", saved_step.FORMAT + 1)
     save_two(tmp_path, large=False)
     monkeypatch.undo()
-    with pytest.raises(UserError, match=r"format 2, this version reads up to 1: install"):
+    with pytest.raises(UserError, match=r"format 3, this version reads up to 2: install"):
         restore(tmp_path, make_state(4, large=False))
     assert len(saved_steps(tmp_path)) == 2, "a checkpoint of the future was moved away"
 
