@@ -8,6 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from florence2_jax.models.kernels.channel import channel_attention
+from florence2_jax.models.kernels.choice import is_token_tiled
+from florence2_jax.models.kernels.token import token_attention
 from florence2_jax.models.kernels.window import window_attention
 from florence2_jax.models.layers import Key, Linear, dropout
 
@@ -79,9 +81,19 @@ class MultiHeadAttention(nnx.Module):
     Keys and values are made apart from their use, so that a decoder can keep them.
     """
 
-    def __init__(self, dim: int, *, num_heads: int, dropout: float, dtype: str, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        dropout: float,
+        method: str = "auto",
+        dtype: str,
+        rngs: nnx.Rngs,
+    ):
         self.num_heads = num_heads
         self.dropout = dropout
+        self.method = method
         self.q_proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
         self.k_proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
         self.v_proj = Linear(dim, dim, dtype=dtype, rngs=rngs)
@@ -97,12 +109,33 @@ class MultiHeadAttention(nnx.Module):
     ) -> Float[Array, "M T D"]:
         """Attends from `x` to `keys_values` where `mask` is true. `key` turns dropout on."""
         k, v = keys_values
+        if self._is_tiled(x, k, mask):
+            out = token_attention(
+                self.q_proj(x) * k.shape[-1] ** -0.5,
+                rearrange(k, "M H S C -> M S (H C)"),
+                rearrange(v, "M H S C -> M S (H C)"),
+                mask[:, 0],
+                num_heads=self.num_heads,
+                dropout_rate=self.dropout,
+                key=key,
+            )
+            return self.out_proj(out)
         q = self._heads(self.q_proj(x)) * k.shape[-1] ** -0.5
         logits = jnp.einsum("MHTC,MHSC->MHTS", q, k).astype(jnp.float32)
         weights = jax.nn.softmax(jnp.where(mask, logits, -1e9)).astype(v.dtype)
         weights = dropout(weights, self.dropout, key)
         out = jnp.einsum("MHTS,MHSC->MHTC", weights, v)
         return self.out_proj(rearrange(out, "M H T C -> M T (H C)"))
+
+    def _is_tiled(self, x: Array, k: Array, mask: Array) -> bool:
+        """Whether the kernel runs; its heads all see the same keys."""
+        return mask.shape[1] == 1 and is_token_tiled(
+            self.method,
+            dim=x.shape[2],
+            num_heads=self.num_heads,
+            num_queries=x.shape[1],
+            num_keys=k.shape[2],
+        )
 
     def keys_values(self, x: Float[Array, "M S D"]) -> KeysValues:
         """What the tokens of `x` offer to those that attend to them."""

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from florence2_jax.models.kernels.choice import METHODS
 from florence2_jax.typing import Size, UserError
 
 PAD_ID = 1
@@ -42,6 +43,7 @@ class DaViTConfig:
     drop_path_rate: float = 0.1  # Of the last block; it grows linearly from 0.
     # Equal results. "shift" adds nine shifted products: twice as fast on CPU, slower on TPU.
     depthwise: str = "conv"
+    attention: str = "auto"  # How it is computed, with equal results: `kernels.choice.METHODS`.
 
     def __post_init__(self):
         per_stage = ("dims", "num_heads", "depths", "patch_kernels", "patch_strides", "pre_norm")
@@ -54,6 +56,7 @@ class DaViTConfig:
         _check_positive("davit.mlp_ratio", self.mlp_ratio)
         _check_rate("davit.drop_path_rate", self.drop_path_rate)
         _check_choice("davit.depthwise", self.depthwise, DEPTHWISE)
+        _check_choice("davit.attention", self.attention, METHODS)
         for dim, num_heads in zip(self.dims, self.num_heads, strict=True):
             _check_multiple("davit.dims", dim, num_heads, "its number of heads (davit.num_heads)")
         _check_multiple("davit.dims", self.dims[-1], 2, "2: half of it codes columns, half rows")
@@ -85,6 +88,7 @@ class TextConfig:
     dropout: float = 0.1
     attention_dropout: float = 0.1
     activation_dropout: float = 0.1
+    attention: str = "auto"  # As `davit.attention`; but dropout draws otherwise in the kernel.
     # As Microsoft's code does: then an answer depends on how far its prompt is padded.
     attend_prompt_padding: bool = False
 
@@ -94,6 +98,7 @@ class TextConfig:
             _check_positive(f"text.{name}", getattr(self, name))
         for name in ("dropout", "attention_dropout", "activation_dropout"):
             _check_rate(f"text.{name}", getattr(self, name))
+        _check_choice("text.attention", self.attention, METHODS)
         _check_multiple("text.d_model", self.d_model, self.num_heads, "text.num_heads")
 
     @property

@@ -76,10 +76,11 @@ class DualBlock(nnx.Module):
     """A block of window attention, then one of channel attention."""
 
     def __init__(self, dim: int, num_heads: int, config: DaViTConfig, *, dtype: str, rngs):
+        how = {"method": config.attention, "dtype": dtype, "rngs": rngs}
         size = config.window_size
-        attn = WindowAttention(dim, num_heads=num_heads, window_size=size, dtype=dtype, rngs=rngs)
+        attn = WindowAttention(dim, num_heads=num_heads, window_size=size, **how)
         self.spatial = Block(dim, attn, config, dtype=dtype, rngs=rngs)
-        attn = ChannelAttention(dim, num_groups=num_heads, dtype=dtype, rngs=rngs)
+        attn = ChannelAttention(dim, num_groups=num_heads, **how)
         self.channel = Block(dim, attn, config, dtype=dtype, rngs=rngs)
 
     def __call__(

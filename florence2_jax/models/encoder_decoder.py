@@ -80,6 +80,7 @@ def _attention(config: TextConfig, *, dtype: str, rngs: nnx.Rngs) -> MultiHeadAt
         config.d_model,
         num_heads=config.num_heads,
         dropout=config.attention_dropout,
+        method=config.attention,
         dtype=dtype,
         rngs=rngs,
     )

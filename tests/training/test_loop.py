@@ -76,12 +76,14 @@ def test_sigterm_ends_a_run_after_its_step_saved_with_a_status_of_its_own(
     lines = ("from ml_collections import ConfigDict", "def get_config():")
     run_file.write_text("\n".join([*lines, f"    return ConfigDict({small_run})"]))
 
-    def strike(step, state, reporter):
-        if step == 3:
+    def strike(step, batch):
+        if step == 4:
             signal.raise_signal(signal.SIGTERM)
+        return batch
 
     console, before = quiet(), signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(loop, "run", functools.partial(loop.run, console=console, hooks=[strike]))
+    run = functools.partial(loop.run, console=console, batch_hooks=[strike])
+    monkeypatch.setattr(loop, "run", run)
     with pytest.raises(SystemExit) as end:
         main(["train", "--config", str(run_file), "--workdir", str(tmp_path / "a")])
     assert end.value.code == 75

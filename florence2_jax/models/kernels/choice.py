@@ -11,6 +11,8 @@ from florence2_jax.typing import UserError
 LANES = 128
 TOKENS = 16  # Rows of a bfloat16 register.
 MAX_WINDOW_TOKENS = 256  # The kernel holds all logits of some heads in VMEM.
+MIN_QUERIES = 16  # Of attention between tokens: below, as in decoding, the reference.
+MAX_KEYS = 2048  # The kernel holds the logits of 256 queries in VMEM.
 
 METHODS = ("auto", "reference", "tiled")
 FASTEST = {"tpu": "tiled"}  # Elsewhere the reference.
@@ -41,5 +43,15 @@ def is_tiled(method: str, *, dim: int, num_heads: int, window_tokens: int | None
             + f" cannot be tiled (channels in tiles of {LANES}; tokens of a window in multiples of"
             f' {TOKENS}, at most {MAX_WINDOW_TOKENS}); choose "auto" or "reference"'
         )
+    chosen = FASTEST.get(target_platform(), "reference") if method == "auto" else method
+    return fits and chosen == "tiled"
+
+
+def is_token_tiled(
+    method: str, *, dim: int, num_heads: int, num_queries: int, num_keys: int
+) -> bool:
+    """Whether attention between tokens runs by the kernel: where the sizes allow it."""
+    fits = dim % LANES == 0 and LANES % (dim // num_heads) == 0
+    fits = fits and num_queries >= MIN_QUERIES and num_keys <= MAX_KEYS
     chosen = FASTEST.get(target_platform(), "reference") if method == "auto" else method
     return fits and chosen == "tiled"
