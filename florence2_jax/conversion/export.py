@@ -65,7 +65,8 @@ def convert(
     """
     _check_target(target)
     if dtype and to in ("jax", "peft"):
-        raise UserError(f"--dtype: --to {to} always holds float32; leave it out")
+        what = {"jax": "a workdir", "peft": "a file of adapters"}[to]
+        raise UserError(f"--dtype: {what} always holds float32; leave it out with --to {to}")
     if dtype and dtype not in FLOATS:
         raise UserError(f"--dtype {dtype}: not one of {', '.join(FLOATS)}")
     folder = find(source)

@@ -161,11 +161,7 @@ class Profiler:
 
     def _open(self, step: int, num_steps: int) -> None:
         self._last_step = step + num_steps - 1
-        options = jax.profiler.ProfileOptions()
-        # Python frames are left out: hooks set in threads that run (the input's, the saver's) have
-        # crashed the interpreter, and the host's own events say what it waits for.
-        options.python_tracer_level = 0
-        jax.profiler.start_trace(self._folder, profiler_options=options)
+        jax.profiler.start_trace(self._folder)
         self._say(f"profiling steps {step} to {self._last_step}")
 
     def _close(self) -> None:

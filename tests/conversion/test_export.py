@@ -170,6 +170,6 @@ def test_a_disk_that_is_too_small_is_seen_before(hf_folder, tmp_path, monkeypatc
 
 
 def test_a_workdir_has_no_dtype_to_choose(hf_folder, tmp_path):
-    with pytest.raises(UserError, match="--to jax always holds float32"):
+    with pytest.raises(UserError, match="a workdir always holds float32"):
         convert(hf_folder, tmp_path / "new", "jax", dtype="float16")
     assert not list(tmp_path.iterdir())

@@ -2,13 +2,12 @@
 """A stall is told while it lasts; profiles of the steps that were asked for."""
 
 import ctypes
-import os
-import signal
+import subprocess
+import sys
+import textwrap
 import time
 
-import jax.numpy as jnp
-
-from florence2_jax.training.watch import Profiler, StallWatch
+from florence2_jax.training.watch import StallWatch
 
 SECONDS = 0.3
 
@@ -59,25 +58,47 @@ def test_zero_seconds_switch_the_watch_off(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def run_apart(code: str, folder) -> None:
+    """Runs code in a process of its own: JAX's profiler crashes one that has loaded libtpu."""
+    command = [sys.executable, "-c", textwrap.dedent(code), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_windows_are_profiled_by_step_and_on_a_signal(tmp_path):
-    said, before = [], signal.getsignal(signal.SIGUSR1)
-    options = dict(first_step=2, num_steps=2, num_steps_on_signal=1)
-    with Profiler(tmp_path / "profile", **options, say=said.append) as profiler:
-        for number in range(1, 8):
-            profiler.before(number)
-            jnp.ones(number).sum().block_until_ready()
-            if number == 5:
-                os.kill(os.getpid(), signal.SIGUSR1)
-    assert signal.getsignal(signal.SIGUSR1) == before
-    place = f"the profile is in {tmp_path / 'profile'}"
-    assert said == ["profiling steps 2 to 3", place, "profiling steps 6 to 6", place]
+    code = """
+        import os, signal, sys
+        from pathlib import Path
+        import jax.numpy as jnp
+        from florence2_jax.training.watch import Profiler
+
+        folder = Path(sys.argv[1])
+        said, before = [], signal.getsignal(signal.SIGUSR1)
+        options = dict(first_step=2, num_steps=2, num_steps_on_signal=1)
+        with Profiler(folder, **options, say=said.append) as profiler:
+            for number in range(1, 8):
+                profiler.before(number)
+                jnp.ones(number).sum().block_until_ready()
+                if number == 5:
+                    os.kill(os.getpid(), signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGUSR1) == before
+        place = f"the profile is in {folder}"
+        assert said == ["profiling steps 2 to 3", place, "profiling steps 6 to 6", place], said
+    """
+    run_apart(code, tmp_path / "profile")
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
 def test_a_window_that_is_open_at_the_end_is_closed(tmp_path):
-    with Profiler(tmp_path, first_step=1, num_steps=100, num_steps_on_signal=0) as profiler:
-        profiler.before(1)
-    assert list(tmp_path.rglob("*.xplane.pb"))
-    with Profiler(tmp_path / "next", first_step=1, num_steps=1) as profiler:
-        profiler.before(1)  # Would be refused while one is open.
-    assert list((tmp_path / "next").rglob("*.xplane.pb"))
+    code = """
+        import sys
+        from pathlib import Path
+        from florence2_jax.training.watch import Profiler
+
+        for name in "ab":  # The second would be refused while the first is open.
+            with Profiler(Path(sys.argv[1], name), first_step=1, num_steps=100) as profiler:
+                profiler.before(1)
+    """
+    run_apart(code, tmp_path)
+    for name in "ab":
+        assert list((tmp_path / name).rglob("*.xplane.pb"))
