@@ -85,6 +85,7 @@ class Checkpoints:
             ),
         )
         self._failure: BaseException | None = None  # Of the save under way.
+        self._handled = sys.exc_info()[1]  # By the caller, who trains in an `except` block.
         self._writer: ocp.CheckpointManager | None = None  # Readers make none: it tidies up.
         self._restored: SavedStep | None = None
 
@@ -300,7 +301,7 @@ class Checkpoints:
 
         Behind a save that failed here, Orbax would wait for hosts that wait for that save.
         """
-        if (error := sys.exc_info()[1]) is not None:
+        if (error := sys.exc_info()[1]) is not None and error is not self._handled:
             self._failure = error
             raise error
         processes.barrier(key, timeout_ms / 1000)

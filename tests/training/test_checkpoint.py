@@ -95,6 +95,14 @@ def flip_a_bit(path, place):
     path.write_bytes(data)
 
 
+def test_what_a_caller_is_handling_is_no_failure_of_a_save(tmp_path):
+    try:
+        raise UserError("no such model; train one instead")
+    except UserError:
+        save_two(tmp_path, large=False)
+    assert [step.number for step in saved_steps(tmp_path)] == [2, 4]
+
+
 @pytest.mark.parametrize(
     "sizes",
     [{"replica": 2, "fsdp": 4}, {"fsdp": 2, "tensor": 2}, {"fsdp": 1}],

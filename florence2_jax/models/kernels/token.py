@@ -37,11 +37,13 @@ def token_attention(
     The kernel runs on TPU; elsewhere it is interpreted, which is slow.
     """
     sizes = Sizes(q.shape[2] // num_heads, dropout_rate if key is not None else 0.0)
-    seeds = seeds_of(key, len(q)) if sizes.rate else jnp.zeros(len(q), jnp.int32)
+    seeds = jnp.zeros(len(q), jnp.int32)
+    if key is not None and sizes.rate:
+        seeds = seeds_of(key, len(q))
     return _tiled(q, k, v, is_visible.astype(jnp.int32), seeds, sizes)
 
 
-def seeds_of(key: Key, num_sequences: int) -> Int[Array, "M"]:
+def seeds_of(key: Array, num_sequences: int) -> Int[Array, "M"]:
     """A seed per sequence: what is dropped does not depend on how they lie on devices."""
     return jax.lax.bitcast_convert_type(jax.random.bits(key, (num_sequences,)), jnp.int32)
 
