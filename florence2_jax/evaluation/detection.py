@@ -37,14 +37,14 @@ def detection_metrics(scored: Sequence[Scored]) -> dict[str, float]:
 
     Source: the COCO protocol, by pycocotools.
     """
-    scores = coco_scores(*_as_coco(scored, with_labels=True))
+    scores = coco_scores(*as_coco(scored, with_labels=True))
     names = ("ap50", "ap", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
     return {name: scores[name] for name in names} | match_metrics(scored)
 
 
 def proposal_metrics(scored: Sequence[Scored]) -> dict[str, float]:
     """`proposal_scores` of answers, and F1 at IoU 0.5 with no regard to labels."""
-    scores = proposal_scores(*_as_coco(scored, with_labels=False))
+    scores = proposal_scores(*as_coco(scored, with_labels=False))
     return scores | match_metrics(scored, with_labels=False)
 
 
@@ -87,8 +87,9 @@ def coco_scores(
     """
     if not truth["annotations"]:
         return dict.fromkeys(COCO_SCORES, math.nan)
-    evaluation = _evaluated(truth, detections, COCOeval, iou_type)
+    evaluation = matched(truth, detections, iou_type=iou_type)
     with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
         evaluation.summarize()
     values = np.where(evaluation.stats < 0, math.nan, evaluation.stats)
     return dict(zip(COCO_SCORES, values.tolist(), strict=True))
@@ -108,7 +109,9 @@ def proposal_scores(
     """
     if not truth["annotations"]:
         return dict.fromkeys(_PROPOSAL_SCORES, math.nan)
-    evaluation = _evaluated(truth, detections, _any_category, iou_type)
+    evaluation = matched(truth, detections, _any_category, iou_type=iou_type)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
     recall = evaluation.eval["recall"]  # [IoU thresholds, one category, sizes, boxes]
     values = {}
     for name, (size, limit) in _PROPOSAL_SCORES.items():
@@ -136,12 +139,17 @@ def _any_category(*args: Any) -> COCOeval:
     return evaluation
 
 
-def _evaluated(
+def matched(
     truth: Mapping[str, Any],
     detections: Sequence[Mapping[str, Any]],
-    make: Callable[..., Any],
-    iou_type: str,
+    make: Callable[..., Any] = COCOeval,
+    *,
+    iou_type: str = "bbox",
 ) -> Any:
+    """A `COCOeval` that has matched detections to truths and not summed over them yet.
+
+    Arguments and errors as `coco_scores`; `make` makes the evaluation.
+    """
     for one in detections:
         if not (np.isfinite(one["score"]) and np.isfinite(one.get("bbox", 0)).all()):
             raise ValueError(f"image {one['image_id']}: a box or score is not finite: {one}")
@@ -155,7 +163,6 @@ def _evaluated(
             found = _index({**truth, "annotations": []})
         evaluation = make(true, found, iou_type)
         evaluation.evaluate()
-        evaluation.accumulate()
     return evaluation
 
 
@@ -166,7 +173,7 @@ def _index(dataset: dict[str, Any]) -> Any:  # Its annotations are narrower than
     return coco
 
 
-def _as_coco(
+def as_coco(
     scored: Sequence[Scored], *, with_labels: bool
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Truth and results as COCO has them, images and categories numbered from 1."""

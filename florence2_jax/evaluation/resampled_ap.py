@@ -6,21 +6,15 @@ and each draw only sums: detections in order of score, each as often as its imag
 what evaluating the drawn images anew would give, but for the order of equal scores.
 """
 
-import contextlib
-import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from florence2_jax.evaluation.bootstrap import Draws
-from florence2_jax.evaluation.scored import Scored, box_of
-from florence2_jax.tasks.answers import AnyRegion
-from florence2_jax.tasks.targets import clean_text
+from florence2_jax.evaluation.detection import as_coco, matched
+from florence2_jax.evaluation.scored import Scored
 
 _AREAS = ("", "_small", "_medium", "_large")  # In the order of pycocotools.
 _MOST = (1, 10, 100)
@@ -37,9 +31,10 @@ def resampled_ap(
         with_labels: whether a box must have the label of its truth.
         with_areas: also small, medium and large boxes by themselves: four times the time.
     """
-    evaluation = _matched(scored, with_labels=with_labels)
-    if evaluation is None:
+    truth, detections = as_coco(scored, with_labels=with_labels)
+    if not truth["annotations"]:
         return {}
+    evaluation = matched(truth, detections)
     weights = draws.weights[:, draws.record_of]
     found: dict[str, NDArray] = {}
     num_categories, num_images = len(evaluation.params.catIds), len(scored)
@@ -139,38 +134,3 @@ def _mean(values: Sequence[Float[NDArray, "B thresholds"]]) -> Float[NDArray, "B
     known = np.isfinite(stacked)
     total, number = np.where(known, stacked, 0).sum(axis=0), known.sum(axis=0)
     return np.where(number > 0, total / np.maximum(number, 1), np.nan)
-
-
-def _matched(scored: Sequence[Scored], *, with_labels: bool) -> Any | None:
-    """What pycocotools matches; None without any truth. Crowds are no truth of an example."""
-
-    def name(region: AnyRegion) -> str:
-        return clean_text(region.label) if with_labels else ""
-
-    names = sorted({name(region) for one in scored for region in one.example.regions})
-    if not names:
-        return None
-    numbers = {name: number for number, name in enumerate(names, start=1)}
-    true, found = [], []
-    for image, one in enumerate(scored, start=1):
-        for regions, rows in ((one.example.regions, true), (one.regions, found)):
-            for region in regions:
-                if name(region) in numbers:
-                    x0, y0, x1, y1 = box_of(region)
-                    row = {"image_id": image, "category_id": numbers[name(region)]}
-                    row |= {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0)}
-                    row |= {"iscrowd": 0, "id": len(rows) + 1}
-                    row["score"] = 1.0 if region.score is None else region.score
-                    rows.append(row)
-    images = [{"id": number} for number in range(1, len(scored) + 1)]
-    categories = [{"id": number, "name": name} for name, number in numbers.items()]
-    with contextlib.redirect_stdout(io.StringIO()):
-        pair = []
-        for rows in (true, found):
-            coco: Any = COCO()
-            coco.dataset = {"images": images, "categories": categories, "annotations": rows}
-            coco.createIndex()
-            pair.append(coco)
-        evaluation: Any = COCOeval(pair[0], pair[1], "bbox")
-        evaluation.evaluate()
-    return evaluation
