@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The three attentions of Florence-2: over windows, over channels, and over tokens (BART)."""
 
-import jax
+import functools
+
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from florence2_jax.models.kernels import token
 from florence2_jax.models.kernels.channel import channel_attention
 from florence2_jax.models.kernels.choice import is_token_tiled
-from florence2_jax.models.kernels.token import token_attention
 from florence2_jax.models.kernels.window import window_attention
 from florence2_jax.models.layers import Key, Linear, dropout
 
@@ -110,7 +111,7 @@ class MultiHeadAttention(nnx.Module):
         """Attends from `x` to `keys_values` where `mask` is true. `key` turns dropout on."""
         k, v = keys_values
         if self._is_tiled(x, k, mask):
-            out = token_attention(
+            out = token.token_attention(
                 self.q_proj(x) * k.shape[-1] ** -0.5,
                 rearrange(k, "M H S C -> M S (H C)"),
                 rearrange(v, "M H S C -> M S (H C)"),
@@ -121,11 +122,8 @@ class MultiHeadAttention(nnx.Module):
             )
             return self.out_proj(out)
         q = self._heads(self.q_proj(x)) * k.shape[-1] ** -0.5
-        logits = jnp.einsum("MHTC,MHSC->MHTS", q, k).astype(jnp.float32)
-        weights = jax.nn.softmax(jnp.where(mask, logits, -1e9)).astype(v.dtype)
-        weights = dropout(weights, self.dropout, key)
-        out = jnp.einsum("MHTS,MHSC->MHTC", weights, v)
-        return self.out_proj(rearrange(out, "M H T C -> M T (H C)"))
+        drop = functools.partial(dropout, rate=self.dropout, key=key)
+        return self.out_proj(token.reference(q, k, v, mask, drop))
 
     def _is_tiled(self, x: Array, k: Array, mask: Array) -> bool:
         """Whether the kernel runs; its heads all see the same keys."""

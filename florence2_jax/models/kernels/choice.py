@@ -33,7 +33,7 @@ def is_tiled(method: str, *, dim: int, num_heads: int, window_tokens: int | None
     """
     if method not in METHODS:
         raise UserError(f"attention: no method {method!r}; choose one of {', '.join(METHODS)}")
-    fits = dim % LANES == 0 and LANES % (dim // num_heads) == 0
+    fits = _fills_tiles(dim, num_heads)
     if window_tokens is not None:
         fits = fits and window_tokens % TOKENS == 0 and window_tokens <= MAX_WINDOW_TOKENS
     if method == "tiled" and not fits:
@@ -43,15 +43,20 @@ def is_tiled(method: str, *, dim: int, num_heads: int, window_tokens: int | None
             + f" cannot be tiled (channels in tiles of {LANES}; tokens of a window in multiples of"
             f' {TOKENS}, at most {MAX_WINDOW_TOKENS}); choose "auto" or "reference"'
         )
-    chosen = FASTEST.get(target_platform(), "reference") if method == "auto" else method
-    return fits and chosen == "tiled"
+    return fits and _chosen(method) == "tiled"
 
 
 def is_token_tiled(
     method: str, *, dim: int, num_heads: int, num_queries: int, num_keys: int
 ) -> bool:
     """Whether attention between tokens runs by the kernel: where the sizes allow it."""
-    fits = dim % LANES == 0 and LANES % (dim // num_heads) == 0
-    fits = fits and num_queries >= MIN_QUERIES and num_keys <= MAX_KEYS
-    chosen = FASTEST.get(target_platform(), "reference") if method == "auto" else method
-    return fits and chosen == "tiled"
+    fits = _fills_tiles(dim, num_heads) and num_queries >= MIN_QUERIES and num_keys <= MAX_KEYS
+    return fits and _chosen(method) == "tiled"
+
+
+def _fills_tiles(dim: int, num_heads: int) -> bool:
+    return dim % LANES == 0 and LANES % (dim // num_heads) == 0
+
+
+def _chosen(method: str) -> str:
+    return FASTEST.get(target_platform(), "reference") if method == "auto" else method

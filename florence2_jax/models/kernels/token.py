@@ -2,6 +2,7 @@
 """The core of attention between tokens, of the encoder and from the decoder to it."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -49,27 +50,32 @@ def seeds_of(key: Array, num_sequences: int) -> Int[Array, "M"]:
 
 
 def reference(
-    q: Float[Array, "M T D"],
-    k: Float[Array, "M S D"],
-    v: Float[Array, "M S D"],
-    is_visible: Bool[Array, "#M #T S"],
-    *,
-    num_heads: int,
-    dropout_rate: float = 0.0,
-    key: Key = None,
+    q: Float[Array, "M H T C"],
+    k: Float[Array, "M H S C"],
+    v: Float[Array, "M H S C"],
+    is_visible: Bool[Array, "#M #H #T S"],
+    drop: Callable[[Array], Array],
 ) -> Float[Array, "M T D"]:
-    """The equation of `token_attention`, with the same weights dropped."""
-    q, k, v = (rearrange(x, "M T (H C) -> M H T C", H=num_heads) for x in (q, k, v))
+    """The equation: of queries that are scaled already, with `drop` on its weights `[M, H, T, S]`.
+
+    Layers drop by `layers.dropout`; with `dropped_as_in_kernel` it is `token_attention`.
+    """
     logits = jnp.einsum("MHTC,MHSC->MHTS", q, k).astype(jnp.float32)
-    weights = jax.nn.softmax(jnp.where(is_visible[:, None], logits, HIDDEN))
-    if key is not None and dropout_rate:
-        seeds = seeds_of(key, len(q))[:, None, None, None]
-        rows, columns = (jnp.arange(size, dtype=jnp.int32) for size in logits.shape[2:])
-        heads = jnp.arange(num_heads, dtype=jnp.int32)[:, None, None]
-        kept = is_kept(seeds, heads, rows[:, None], columns, dropout_rate)
-        weights = jnp.where(kept, weights / (1 - dropout_rate), 0)
-    out = jnp.einsum("MHTS,MHSC->MHTC", weights.astype(v.dtype), v)
+    weights = jax.nn.softmax(jnp.where(is_visible, logits, HIDDEN)).astype(v.dtype)
+    out = jnp.einsum("MHTS,MHSC->MHTC", drop(weights), v)
     return rearrange(out, "M H T C -> M T (H C)")
+
+
+def dropped_as_in_kernel(
+    weights: Float[Array, "M H T S"], rate: float, key: Key
+) -> Float[Array, "M H T S"]:
+    """The weights that `token_attention` keeps with this key, scaled."""
+    if key is None or rate == 0:
+        return weights
+    seeds = seeds_of(key, len(weights))[:, None, None, None]
+    heads, rows, columns = jnp.ogrid[tuple(map(slice, weights.shape[1:]))]
+    kept = is_kept(seeds, heads, rows, columns, rate)
+    return jnp.where(kept, weights / (1 - rate), 0)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))

@@ -20,10 +20,11 @@ from jaxtyping import Array, Float, Int
 
 from florence2_jax.models.kernels.choice import LANES
 from florence2_jax.models.kernels.hashing import is_kept
+from florence2_jax.models.kernels.tiles import dot, is_head
 
 ROWS = 256  # Queries at a time: with 1,024 keys a MB of logits, of which several are alive.
 VMEM_BYTES = 64 * 2**20
-HIDDEN = -1e9  # A logit, as in the reference: where every key is hidden, weights are equal.
+HIDDEN = -1e9  # A logit, also of the reference: where every key is hidden, weights are equal.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,9 +124,9 @@ def _forward_kernel(seeds_ref, visible_ref, q_ref, k_ref, v_ref, out_ref, *, siz
     for rows in _chunks(q_ref.shape[1]):
         q, out, hidden = q_ref[0, rows, :], jnp.zeros((), jnp.float32), _hidden(visible_ref, rows)
         for head in range(sizes.num_heads):
-            weights = _softmax(_dot(_of_head(q, head, sizes), k, 1, 1), hidden)
+            weights = _softmax(dot(_of_head(q, head, sizes), k, 1, 1), hidden)
             weights = kept.drop(weights, head, rows)
-            out = _put(out, _dot(weights.astype(v.dtype), v, 1, 0), head, sizes)
+            out = _put(out, dot(weights.astype(v.dtype), v, 1, 0), head, sizes)
         out_ref[0, rows, :] = out.astype(out_ref.dtype)
 
 
@@ -140,14 +141,14 @@ def _backward_kernel(
         d_q = jnp.zeros((), jnp.float32)
         for head in range(sizes.num_heads):
             own_q, own_d_out = _of_head(q, head, sizes), _of_head(d_out, head, sizes)
-            weights = _softmax(_dot(own_q, k, 1, 1), hidden)
-            d_weights = kept.drop(_dot(own_d_out, v, 1, 1), head, rows)
+            weights = _softmax(dot(own_q, k, 1, 1), hidden)
+            d_weights = kept.drop(dot(own_d_out, v, 1, 1), head, rows)
             mean = (weights * d_weights).sum(axis=1, keepdims=True)
             d_logits = (weights * (d_weights - mean)).astype(k.dtype)
             dropped = kept.drop(weights, head, rows).astype(v.dtype)
-            d_v += _dot(dropped, own_d_out, 0, 0)
-            d_k += _dot(d_logits, own_q, 0, 0)
-            d_q = _put(d_q, _dot(d_logits, k, 1, 0), head, sizes)
+            d_v += dot(dropped, own_d_out, 0, 0)
+            d_k += dot(d_logits, own_q, 0, 0)
+            d_q = _put(d_q, dot(d_logits, k, 1, 0), head, sizes)
         d_q_ref[0, rows, :] = d_q.astype(d_q_ref.dtype)
     d_k_ref[0] = d_k.astype(d_k_ref.dtype)
     d_v_ref[0] = d_v.astype(d_v_ref.dtype)
@@ -189,22 +190,11 @@ class _Kept:
         return jnp.where(kept, weights * (1 / (1 - self._sizes.rate)), 0.0)
 
 
-def _is_lane(shape: tuple[int, ...], head: int, sizes: Sizes) -> Array:
-    return jax.lax.broadcasted_iota(jnp.int32, shape, 1) // sizes.head_dim == head
-
-
 def _of_head(x: Array, head: int, sizes: Sizes) -> Array:
     """`[rows, 128]`, zero outside of the head's lanes."""
-    return x if sizes.num_heads == 1 else jnp.where(_is_lane(x.shape, head, sizes), x, 0)
+    return x if sizes.num_heads == 1 else jnp.where(is_head(x.shape, head, sizes.head_dim), x, 0)
 
 
 def _put(out: Array, x: Array, head: int, sizes: Sizes) -> Array:
     """`out` with the head's lanes taken from `x`."""
-    return x if head == 0 else jnp.where(_is_lane(x.shape, head, sizes), x, out)
-
-
-def _dot(x: Array, y: Array, x_axis: int, y_axis: int) -> Array:
-    """Sums over one axis of each, in float32; float32 operands are not rounded."""
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    axes = (((x_axis,), (y_axis,)), ((), ()))
-    return jax.lax.dot_general(x, y, axes, precision=precision, preferred_element_type=jnp.float32)
+    return x if head == 0 else jnp.where(is_head(x.shape, head, sizes.head_dim), x, out)

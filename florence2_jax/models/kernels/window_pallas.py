@@ -21,6 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from florence2_jax.models.kernels.choice import LANES, TOKENS
+from florence2_jax.models.kernels.tiles import dot, is_head
 
 TILES_AT_ONCE = 2  # Four are a tenth faster by the schedule, and take twice as long to compile.
 COLUMNS = 256  # The side of the matrix unit of v6e; with 128 its backward pass takes a third more.
@@ -137,12 +138,12 @@ def _forward_kernel(qkv_ref, out_ref, log_sums_ref, *, sizes: _Sizes):
         qkv = [[tile.read(qkv_ref, part) for part in range(3)] for tile in tiles]
         queries = [_by_head(q, sizes) for q, _, _ in qkv]
         logits = [
-            [_dot(k, rows[chunk], 1, 1) * exponent for chunk in chunks]
+            [dot(k, rows[chunk], 1, 1) * exponent for chunk in chunks]
             for rows, (_, k, _) in zip(queries, qkv, strict=True)
         ]
         softmaxes = [[_softmax(x) for x in of_tile] for of_tile in logits]
         for tile, (_, _, v), softmax in zip(tiles, qkv, softmaxes, strict=True):
-            out = [_dot(weights.astype(v.dtype), v, 0, 0) for weights, _ in softmax]
+            out = [dot(weights.astype(v.dtype), v, 0, 0) for weights, _ in softmax]
             tile.write(out_ref, _heads_together(jnp.concatenate(out), sizes))
             log_sums = jnp.concatenate([log_sum for _, log_sum in softmax], axis=1)
             log_sums_ref[tile.window, pl.ds(tile.index, 1), :] = log_sums
@@ -169,7 +170,7 @@ def _backward_kernel(qkv_ref, log_sums_ref, d_out_ref, d_qkv_ref, *, sizes: _Siz
         d_outs = [_by_head(tile.read(d_out_ref), sizes) for tile in tiles]
         log_sums = [log_sums_ref[tile.window, pl.ds(tile.index, 1), :] for tile in tiles]
         products = [
-            [(_dot(k, q[chunk], 1, 1) * exponent, _dot(v, d[chunk], 1, 1)) for chunk in chunks]
+            [(dot(k, q[chunk], 1, 1) * exponent, dot(v, d[chunk], 1, 1)) for chunk in chunks]
             for q, d, (_, k, v) in zip(queries, d_outs, qkv, strict=True)
         ]
         softmaxes = [
@@ -184,9 +185,9 @@ def _backward_kernel(qkv_ref, log_sums_ref, d_out_ref, d_qkv_ref, *, sizes: _Siz
             d_q, d_k, d_v = [], jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
             for chunk, (weights, d_logits) in zip(chunks, softmaxes[i], strict=True):
                 d_logits = d_logits.astype(k.dtype)
-                d_q.append(_dot(d_logits, k, 0, 0))
-                d_k += _dot(d_logits, queries[i][chunk], 1, 0)
-                d_v += _dot(weights.astype(v.dtype), d_outs[i][chunk], 1, 0)
+                d_q.append(dot(d_logits, k, 0, 0))
+                d_k += dot(d_logits, queries[i][chunk], 1, 0)
+                d_v += dot(weights.astype(v.dtype), d_outs[i][chunk], 1, 0)
             d_q = _heads_together(jnp.concatenate(d_q), sizes)
             for part, grad in enumerate((d_q * scale, d_k * scale, d_v)):
                 tile.write(d_qkv_ref, grad, part)
@@ -247,26 +248,15 @@ def _chunks(num_rows: int) -> list[slice]:
     return [slice(i, min(i + COLUMNS, num_rows)) for i in range(0, num_rows, COLUMNS)]
 
 
-def _is_head(shape: tuple[int, ...], head: int, sizes: _Sizes) -> Array:
-    return jax.lax.broadcasted_iota(jnp.int32, shape, 1) // sizes.head_dim == head
-
-
 def _by_head(x: Array, sizes: _Sizes) -> Array:
     """`[N, 128]` to `[H N, 128]`: a copy per head, zero outside of the head's lanes."""
     heads = range(LANES // sizes.head_dim)
-    return jnp.concatenate([jnp.where(_is_head(x.shape, h, sizes), x, 0) for h in heads])
+    return jnp.concatenate([jnp.where(is_head(x.shape, h, sizes.head_dim), x, 0) for h in heads])
 
 
 def _heads_together(x: Array, sizes: _Sizes) -> Array:
     """`[H N, 128]` to `[N, 128]`: of each head's rows the head's lanes."""
     out, *others = (x[i : i + sizes.num_tokens] for i in range(0, len(x), sizes.num_tokens))
     for h, rows in enumerate(others, start=1):
-        out = jnp.where(_is_head(rows.shape, h, sizes), rows, out)
+        out = jnp.where(is_head(rows.shape, h, sizes.head_dim), rows, out)
     return out
-
-
-def _dot(x: Array, y: Array, x_axis: int, y_axis: int) -> Array:
-    """Sums over one axis of each, in float32; float32 operands are not rounded."""
-    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    axes = (((x_axis,), (y_axis,)), ((), ()))
-    return jax.lax.dot_general(x, y, axes, precision=precision, preferred_element_type=jnp.float32)
