@@ -52,9 +52,12 @@ class Example:
 
 
 def examples_of(record: Record, task: Task) -> tuple[Example, ...]:
-    """Every example of a task that a record can feed, in a fixed order; empty if there is none."""
+    """Every example of a task that a record can feed, in a fixed order; empty if there is none.
+
+    What filters of the data engine dropped is no example.
+    """
     make = functools.partial(Example, task=task)
-    return tuple(_maker(task)(record, task, make))
+    return tuple(_maker(task)(record.kept(), task, make))
 
 
 def feeds(record: Record, tokens: Iterable[str]) -> bool:

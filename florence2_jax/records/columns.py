@@ -10,7 +10,7 @@ Coordinates and scores are float32 in a store: `as_stored` shows what a record b
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ _TEXTS = _F.Sequence(_F.Text())
 FEATURES = _F.FeaturesDict(
     {
         "image": _F.Image(shape=(None, None, 3), doc="encoded as it came: JPEG, PNG or WebP"),
+        "image_at": _F.Scalar(np.int64, doc="-1: here; else record of the store that has it"),
         "width": _F.Scalar(np.int64, doc="pixels"),
         "height": _F.Scalar(np.int64, doc="pixels"),
         "id": _F.Text(doc="unique in the store"),
@@ -58,6 +59,7 @@ FEATURES = _F.FeaturesDict(
         "provenance_name": _TEXTS,
         "provenance_round": _COUNTS,
         "provenance_score": _F.Sequence(_F.Scalar(np.float32), doc="NaN: the maker gave none"),
+        "provenance_dropped": _F.Sequence(_F.Text(), doc="why a filter dropped it; empty: kept"),
         "text": _TEXTS,
         "text_granularity": _F.Sequence(_F.ClassLabel(names=GRANULARITIES)),
         "text_provenance": _COUNTS,
@@ -67,8 +69,10 @@ FEATURES = _F.FeaturesDict(
         "region_num_labels": _COUNTS,
         "region_num_polygons": _COUNTS,
         "region_provenance": _COUNTS,
+        "region_mask_provenance": _F.Sequence(_F.Scalar(np.int64), doc="-1: that of its region"),
         "label_text": _TEXTS,
         "label_kind": _F.Sequence(_F.ClassLabel(names=LABEL_KINDS)),
+        "label_provenance": _F.Sequence(_F.Scalar(np.int64), doc="-1: that of its region"),
         "quad": _numbers(8),
         "polygon_num_points": _COUNTS,
         "polygon_points": _numbers(2),
@@ -79,6 +83,9 @@ FEATURES = _F.FeaturesDict(
         "span_end": _F.Sequence(_F.Scalar(np.int64), doc="character, not byte; exclusive"),
         "span_num_boxes": _COUNTS,
         "span_box": _numbers(4),
+        "span_phrase_score": _F.Sequence(_F.Scalar(np.float32), doc="NaN: the maker gave none"),
+        "span_box_score": _F.Sequence(_F.Scalar(np.float32), doc="NaN: the maker gave none"),
+        "span_dropped": _F.Sequence(_F.Text(), doc="why a filter dropped it; empty: kept"),
         "question_text": _TEXTS,
         "question_num_answers": _COUNTS,
         "question_provenance": _COUNTS,
@@ -87,8 +94,11 @@ FEATURES = _F.FeaturesDict(
 )
 """The columns of a store. Text is UTF-8, boxes are `x0, y0, x1, y1` in pixels of the image."""
 
-LATER_COLUMNS = frozenset({"source_width", "source_height"})
-"""Columns that stores of an earlier layout lack: 1.1.0 has added them."""
+_DATA_ENGINE = ("provenance_dropped", "region_mask_provenance", "label_provenance",
+                "span_phrase_score", "span_box_score", "span_dropped", "image_at")  # fmt: skip
+
+LATER_COLUMNS = frozenset({"source_width", "source_height", *_DATA_ENGINE})
+"""Columns that stores of an earlier layout lack: 1.1.0 has added the first two, 1.2.0 the rest."""
 
 REQUIRED_COLUMNS = FEATURES.keys() - LATER_COLUMNS
 
@@ -109,8 +119,11 @@ def record_to_example(record: Record) -> dict[str, Any]:
     """The columns of a record, as `FEATURES.encode_example` takes them."""
     makers: dict[Provenance, int] = {}
 
+    def row(maker: Provenance | None) -> int:
+        return -1 if maker is None else makers.setdefault(maker, len(makers))
+
     def rows(annotations: Iterable[Any]) -> list[int]:
-        return [makers.setdefault(a.provenance, len(makers)) for a in annotations]
+        return [row(annotation.provenance) for annotation in annotations]
 
     regions, groundings, questions = record.regions, record.groundings, record.questions
     labels = [label for region in regions for label in region.labels]
@@ -118,6 +131,7 @@ def record_to_example(record: Record) -> dict[str, Any]:
     spans = [span for grounding in groundings for span in grounding.spans]
     columns: dict[str, Any] = {
         "image": record.image,
+        "image_at": -1,
         "width": record.width,
         "height": record.height,
         "id": record.id,
@@ -134,8 +148,10 @@ def record_to_example(record: Record) -> dict[str, Any]:
         "region_num_labels": [len(region.labels) for region in regions],
         "region_num_polygons": [len(region.polygons) for region in regions],
         "region_provenance": rows(regions),
+        "region_mask_provenance": [row(region.mask_provenance) for region in regions],
         "label_text": [label.text for label in labels],
         "label_kind": [LABEL_KINDS.index(label.kind) for label in labels],
+        "label_provenance": rows(labels),
         "quad": _table([region.quad for region in regions if region.quad is not None], 8),
         "polygon_num_points": [len(polygon) // 2 for polygon in polygons],
         "polygon_points": _table([x for polygon in polygons for x in polygon], 2),
@@ -146,6 +162,11 @@ def record_to_example(record: Record) -> dict[str, Any]:
         "span_end": [span.end for span in spans],
         "span_num_boxes": [len(span.boxes) for span in spans],
         "span_box": _table([box for span in spans for box in span.boxes], 4),
+        "span_phrase_score": [_or_nan(span.phrase_score) for span in spans],
+        "span_box_score": [
+            score for span in spans for score in span.box_scores or [math.nan] * len(span.boxes)
+        ],
+        "span_dropped": [span.dropped for span in spans],
         "question_text": [question.question for question in questions],
         "question_num_answers": [len(question.answers) for question in questions],
         "question_provenance": rows(questions),
@@ -155,8 +176,17 @@ def record_to_example(record: Record) -> dict[str, Any]:
         "provenance_kind": [MAKER_KINDS.index(maker.kind) for maker in makers],
         "provenance_name": [maker.name for maker in makers],
         "provenance_round": [maker.round for maker in makers],
-        "provenance_score": [math.nan if m.score is None else m.score for m in makers],
+        "provenance_score": [_or_nan(maker.score) for maker in makers],
+        "provenance_dropped": [maker.dropped for maker in makers],
     }
+
+
+def _or_nan(score: float | None) -> float:
+    return math.nan if score is None else score
+
+
+def _or_none(score: float) -> float | None:
+    return None if math.isnan(score) else score
 
 
 def example_to_record(example: Mapping[str, Any]) -> Record:
@@ -171,8 +201,11 @@ def example_to_record(example: Mapping[str, Any]) -> Record:
     return _build({name: _flat(example.get(name, ()), kind) for name, kind in _LISTS.items()})
 
 
-def serialize(record: Record) -> bytes:
+def serialize(record: Record, image_at: int = -1) -> bytes:
     """The bytes of a record in a shard: a `tf.train.Example`, the same for equal records.
+
+    Args:
+        image_at: index of the record, in another store, that has the image; -1 to write it here.
 
     Raises:
         RecordError: if rounding to float32 or UTF-8 leaves something no record may hold.
@@ -181,7 +214,10 @@ def serialize(record: Record) -> bytes:
     example = _Example()
     features = example.features.feature
     try:
-        for name, value in record_to_example(record).items():
+        columns = record_to_example(record)
+        if image_at >= 0:
+            columns |= {"image": b"", "image_at": image_at}
+        for name, value in columns.items():
             kind = _LISTS[name]
             values = getattr(features[name], kind)
             values.SetInParent()  # An empty column has a type too.
@@ -194,7 +230,7 @@ def serialize(record: Record) -> bytes:
     except UnicodeEncodeError as error:
         raise RecordError(f"record {record.id!r} holds text that is not UTF-8: {error}") from error
     if not _is_float32(record):  # Else what is stored is the record, which is valid.
-        parse(data)
+        parse(data, lambda _: record.image)
     return data
 
 
@@ -207,8 +243,11 @@ def _is_float32(record: Record) -> bool:
         return bool((exact.astype(np.float32) == exact).all())
 
 
-def parse(data: bytes) -> Record:
+def parse(data: bytes, image_of: Callable[[int], bytes] | None = None) -> Record:
     """The inverse of `serialize`, without the detour through TFDS: the way of the hot path.
+
+    Args:
+        image_of: the image of a record of the store that has the images, by its index.
 
     Raises:
         RecordError: if columns are missing, do not fit together or hold what no record may.
@@ -216,7 +255,23 @@ def parse(data: bytes) -> Record:
     columns = _Example.FromString(data).features.feature
     if len(columns) < len(_LISTS) and (missing := REQUIRED_COLUMNS - columns.keys()):
         raise RecordError(f"a stored example lacks the columns {sorted(missing)}")
-    return _build({name: getattr(columns[name], kind).value for name, kind in _LISTS.items()})
+    values = {name: getattr(columns[name], kind).value for name, kind in _LISTS.items()}
+    if (image_at := _image_at(values["image_at"])) >= 0:
+        if image_of is None:
+            raise RecordError(f"the image is that of record {image_at} of another store")
+        values["image"] = [image_of(image_at)]
+    return _build(values)
+
+
+def parse_image(data: bytes) -> bytes | int:
+    """The image alone of a stored record, or the index of the record that has it elsewhere."""
+    columns = _Example.FromString(data).features.feature
+    image_at = _image_at(columns["image_at"].int64_list.value)
+    return columns["image"].bytes_list.value[0] if image_at < 0 else image_at
+
+
+def _image_at(values: Sequence[int]) -> int:
+    return values[0] if values else -1  # Stores of an earlier layout have the image.
 
 
 def as_stored(record: Record) -> Record:
@@ -257,13 +312,15 @@ def _build(c: Mapping[str, Sequence[Any]]) -> Record:
                 kind=MAKER_KINDS[kind],
                 name=name.decode(),
                 round=round_,
-                score=None if math.isnan(score) else score,
+                score=_or_none(score),
+                dropped=dropped.decode(),
             )
-            for kind, name, round_, score in zip(
+            for kind, name, round_, score, dropped in zip(
                 c["provenance_kind"],
                 c["provenance_name"],
                 c["provenance_round"],
                 c["provenance_score"],
+                _or_default(c["provenance_dropped"], b"", len(c["provenance_kind"])),
                 strict=True,
             )
         ]
@@ -297,8 +354,11 @@ def _build(c: Mapping[str, Sequence[Any]]) -> Record:
 def _regions(c: Mapping[str, Sequence[Any]], makers: Sequence[Provenance]) -> tuple[Region, ...]:
     if not c["region_num_labels"]:
         return ()
-    names = zip(c["label_text"], c["label_kind"], strict=True)
-    all_labels = [Label(text=text.decode(), kind=LABEL_KINDS[kind]) for text, kind in names]
+    label_makers = _or_default(c["label_provenance"], -1, len(c["label_text"]))
+    all_labels = [
+        Label(text=text.decode(), kind=LABEL_KINDS[kind], provenance=_maker(makers, maker))
+        for text, kind, maker in zip(c["label_text"], c["label_kind"], label_makers, strict=True)
+    ]
     sizes = [2 * count for count in c["polygon_num_points"]]
     all_polygons = _cut(c["polygon_points"], sizes, "polygon numbers")
     quads = iter(_cut(_rows(c["quad"], 8), list(map(int, c["region_has_quad"])), "quads"))
@@ -310,17 +370,28 @@ def _regions(c: Mapping[str, Sequence[Any]], makers: Sequence[Provenance]) -> tu
             polygons=polygons,
             is_crowd=bool(is_crowd),
             provenance=makers[maker],
+            mask_provenance=_maker(makers, mask_maker),
         )
-        for box, labels, quad, polygons, is_crowd, maker in zip(
+        for box, labels, quad, polygons, is_crowd, maker, mask_maker in zip(
             _rows(c["region_box"], 4),
             _cut(all_labels, c["region_num_labels"], "labels"),
             quads,
             _cut(all_polygons, c["region_num_polygons"], "polygons"),
             c["region_is_crowd"],
             c["region_provenance"],
+            _or_default(c["region_mask_provenance"], -1, len(c["region_provenance"])),
             strict=True,
         )
     )
+
+
+def _maker(makers: Sequence[Provenance], row: int) -> Provenance | None:
+    return None if row == -1 else makers[row]
+
+
+def _or_default(values: Sequence[Any], default: Any, count: int) -> Sequence[Any]:
+    """A column; in stores of an earlier layout, which lack it, its default."""
+    return values if len(values) else [default] * count
 
 
 def _groundings(
@@ -328,10 +399,27 @@ def _groundings(
 ) -> tuple[Grounding, ...]:
     if not c["grounding_num_spans"]:
         return ()
-    boxes = _cut(_rows(c["span_box"], 4), c["span_num_boxes"], "boxes of spans")
+    counts, num_spans = c["span_num_boxes"], len(c["span_start"])
+    boxes = _cut(_rows(c["span_box"], 4), counts, "boxes of spans")
+    box_scores = _or_default(c["span_box_score"], math.nan, len(c["span_box"]) // 4)
     spans = [
-        Span(start=start, end=end, boxes=own)
-        for start, end, own in zip(c["span_start"], c["span_end"], boxes, strict=True)
+        Span(
+            start=start,
+            end=end,
+            boxes=own,
+            phrase_score=_or_none(phrase_score),
+            box_scores=() if any(map(math.isnan, scores)) else scores,
+            dropped=dropped.decode(),
+        )
+        for start, end, own, phrase_score, scores, dropped in zip(
+            c["span_start"],
+            c["span_end"],
+            boxes,
+            _or_default(c["span_phrase_score"], math.nan, num_spans),
+            _cut(box_scores, counts, "scores of boxes"),
+            _or_default(c["span_dropped"], b"", num_spans),
+            strict=True,
+        )
     ]
     return tuple(
         Grounding(text=text.decode(), spans=own, provenance=makers[maker])

@@ -11,7 +11,8 @@ region-text pairs, text-phrase-region triplets); questions are ours.
 import dataclasses
 import math
 import re
-from typing import Literal, TypeAlias, get_args
+from collections.abc import Iterator
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from florence2_jax.typing import Box, Polygon, Quad, Size
 
@@ -54,16 +55,18 @@ def _check_box(box: Box, what: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Who made an annotation, in which round of the data engine, how surely.
+    """Who made an annotation, in which round of the data engine, how surely, and if it counts.
 
     `name` is a person's tag, a specialist with its version, or a checkpoint. `score` is in [0, 1],
-    None where the maker gave none.
+    None where the maker gave none. `dropped` says why a filter took the annotation out; it stays
+    in its record, marked, so that a threshold can be changed without annotating again.
     """
 
     kind: MakerKind = "human"
     name: str = ""
     round: int = 0
     score: float | None = None
+    dropped: str = ""
 
     def __post_init__(self):
         _require(self.kind in MAKER_KINDS, f"maker {self.kind!r} is not one of {MAKER_KINDS}")
@@ -94,11 +97,12 @@ class Label:
 
     `category` is a class name; `phrase` an expression that refers to the region within its image
     ("the left red cup"); `brief` a description of it; `text` the words written in it. A label may
-    be empty (an illegible word).
+    be empty (an illegible word). `provenance` is None where the region's maker made it too.
     """
 
     text: str
     kind: LabelKind = "category"
+    provenance: Provenance | None = None
 
     def __post_init__(self):
         _check_text(self.text, "label")
@@ -108,7 +112,10 @@ class Label:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Region:
-    """A place in the image with its labels; a crowd is kept, and kept out of targets."""
+    """A place in the image with its labels; a crowd is kept, and kept out of targets.
+
+    `mask_provenance` is of the polygons, None where the maker of the box made them too.
+    """
 
     box: Box
     labels: tuple[Label, ...] = ()
@@ -116,6 +123,7 @@ class Region:
     polygons: tuple[Polygon, ...] = ()
     is_crowd: bool = False
     provenance: Provenance = HUMAN
+    mask_provenance: Provenance | None = None
 
     def __post_init__(self):
         _check_box(self.box, "box")
@@ -135,17 +143,31 @@ class Region:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Span:
-    """Characters `[start, end)` of a grounding's text and the boxes they speak of."""
+    """Characters `[start, end)` of a grounding's text and the boxes they speak of.
+
+    Scores are in [0, 1]: `phrase_score` how surely the phrase names something here, `box_scores`
+    (one a box, or none at all) how surely it is there; None and empty where the maker gave none.
+    `dropped` says why a filter took the span out, as in `Provenance`.
+    """
 
     start: int
     end: int
     boxes: tuple[Box, ...]
+    phrase_score: float | None = None
+    box_scores: tuple[float, ...] = ()
+    dropped: str = ""
 
     def __post_init__(self):
         _require(0 <= self.start < self.end, f"span [{self.start}, {self.end}) is empty")
         _require(bool(self.boxes), f"span [{self.start}, {self.end}) has no box")
         for box in self.boxes:
             _check_box(box, "box of a span")
+        scores = self.box_scores
+        _require(
+            len(scores) in (0, len(self.boxes)), f"{len(scores)} scores of {len(self.boxes)} boxes"
+        )
+        for score in (*scores, *(() if self.phrase_score is None else (self.phrase_score,))):
+            _require(0 <= score <= 1, f"score {score} of a span not in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,3 +247,59 @@ class Record:
     def size(self) -> tuple[int, int]:
         """`(width, height)` in pixels."""
         return self.width, self.height
+
+    def kept(self) -> "Record":
+        """The record without what filters dropped: what is learnt from and counted."""
+        if not _has_dropped(self):
+            return self  # The common case, by far.
+        return dataclasses.replace(
+            self,
+            texts=_kept(self.texts),
+            regions=tuple(map(_kept_region, _kept(self.regions))),
+            groundings=tuple(
+                dataclasses.replace(grounding, spans=spans)
+                for grounding in _kept(self.groundings)
+                if (spans := _kept(grounding.spans))
+            ),
+            questions=_kept(self.questions),
+        )
+
+
+def is_dropped(annotation: Any) -> bool:
+    """Whether a filter took out a text, region, grounding, question, label or span."""
+    if isinstance(annotation, Span):
+        return bool(annotation.dropped)
+    return annotation.provenance is not None and bool(annotation.provenance.dropped)
+
+
+_Annotation = TypeVar("_Annotation", Text, Region, Grounding, Question, Label, Span)
+
+
+def _kept(annotations: tuple[_Annotation, ...]) -> tuple[_Annotation, ...]:
+    return tuple(annotation for annotation in annotations if not is_dropped(annotation))
+
+
+def _is_mask_dropped(region: Region) -> bool:
+    return region.mask_provenance is not None and bool(region.mask_provenance.dropped)
+
+
+def _kept_region(region: Region) -> Region:
+    if _is_mask_dropped(region):
+        region = dataclasses.replace(region, polygons=(), mask_provenance=None)
+    return dataclasses.replace(region, labels=_kept(region.labels))
+
+
+def _annotations(record: Record) -> Iterator[Any]:
+    """All that can be dropped, the parts of regions and groundings too."""
+    yield from record.texts
+    yield from record.questions
+    for region in record.regions:
+        yield region
+        yield from region.labels
+    for grounding in record.groundings:
+        yield grounding
+        yield from grounding.spans
+
+
+def _has_dropped(record: Record) -> bool:
+    return any(map(is_dropped, _annotations(record))) or any(map(_is_mask_dropped, record.regions))

@@ -27,6 +27,7 @@ from florence2_jax.records.columns import (
     as_stored,
     example_to_record,
     parse,
+    parse_image,
     record_to_example,
 )
 from florence2_jax.records.journal import UNFINISHED
@@ -34,6 +35,7 @@ from florence2_jax.records.schema import Record, RecordError
 from florence2_jax.records.writing import (
     COLUMNS_FILE,
     INFO,
+    STORE,
     Plan,
     shard_name,
     split_by_hash,
@@ -76,6 +78,8 @@ class RecordStore(Sequence[Record]):
         )
         self._check_shards()
         self._length = sum(self.shard_lengths)
+        images = _images_of(self.directory)
+        self._images = None if images is None else RecordStore(images, split)
         self._source: Any = None
 
     def _check_shards(self) -> None:
@@ -100,12 +104,21 @@ class RecordStore(Sequence[Record]):
             raise IndexError(f"record {i} of {self._length} in {self.directory}")
         i %= self._length
         try:
-            return parse(self._open()[i])
+            return parse(self._open()[i], None if self._images is None else self._images.image)
         except (RecordError, ValueError, RuntimeError, IndexError) as error:
             raise UserError(
                 f"{self.directory}: record {i} of split {self.split!r} cannot be read ({error}); "
                 f"see: florence2-jax records check {self.directory}"
             ) from error
+
+    def image(self, index: int) -> bytes:
+        """The encoded image of a record, without its annotations."""
+        found = parse_image(self._open()[index])
+        if isinstance(found, bytes):
+            return found
+        if self._images is None:
+            raise RecordError(f"the image is that of record {found} of a store that is not named")
+        return self._images.image(found)
 
     def __repr__(self) -> str:  # Grain keeps it in checkpoints to notice another source.
         return f"RecordStore({str(self.directory)!r}, {self.split!r}, {self._length} records)"
@@ -137,6 +150,21 @@ def splits_of(directory: str | os.PathLike[str]) -> dict[str, int]:
     """Splits of a store with their numbers of records. Raises UserError as `RecordStore` does."""
     parts = _read_info(Path(directory))["splits"]
     return {part["name"]: sum(map(int, part["shardLengths"])) for part in parts}
+
+
+def _images_of(directory: Path) -> Path | None:
+    """The store that has the images of this one, None where they are here.
+
+    Raises:
+        UserError: if it is gone.
+    """
+    path = directory / STORE
+    images = json.loads(path.read_text("utf-8")).get("images") if path.is_file() else None
+    if images is None:
+        return None
+    if not (found := directory / images).is_dir():
+        raise UserError(f"{directory}: its images are in the store {found}, which is not there")
+    return found
 
 
 def _read_info(directory: Path) -> dict[str, Any]:

@@ -44,8 +44,8 @@ INFO = "dataset_info.json"
 COLUMNS_FILE = "features.json"
 STORE = "store.json"
 QUARANTINE = "set_aside.jsonl"
-LAYOUT_VERSION = "1.1.0"
-"""1.1.0 added the size of an image before it was shrunk."""
+LAYOUT_VERSION = "1.2.0"
+"""1.1.0 added the size of an image before it was shrunk, 1.2.0 what the data engine notes."""
 
 _SHARD_OPTIONS = "group_size:1,snappy"  # Images do not shrink further; zstd takes four times long.
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
@@ -84,12 +84,16 @@ class Plan:
     shard, so are the units; it must be pure: run twice, it gives the same record. `job` is JSON
     that differs when the records would (format, options, digest of the source, seed). `ledger`
     holds what listing the source already settled.
+
+    With `images`, another store, the records take their images from it: then every unit is
+    `(split, index)` of the record there that has the image, in a split of the same name.
     """
 
     units: Mapping[str, Sequence[Any]]
     make: Callable[[Any, Ledger], Record | None]
     job: Mapping[str, Any]
     ledger: Ledger = dataclasses.field(default_factory=Ledger)
+    images: Path | None = None
 
 
 def write_store(
@@ -143,7 +147,7 @@ def write_store(
         raise UserError(f"{directory}: nothing to write: the source lists no images")
     with journal(directory, job):
         _write_shards(shards, plan, num_workers, ray, on_progress)
-        return _finish(directory, job, shards, plan.ledger)
+        return _finish(directory, job, shards, plan)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,12 +214,18 @@ def _write_shards(
         return
     if ray is None and num_workers <= 1:
         for shard in missing:
-            for num in _write_shard(shard, plan.units[shard.split], shard.start, plan.make):
+            units, refers = plan.units[shard.split], plan.images is not None
+            for num in _write_shard(shard, units, shard.start, plan.make, refers):
                 report(done + num, total)
             done += shard.stop - shard.start
         return
     calls = (
-        (shard, list(plan.units[shard.split][shard.start : shard.stop]), plan.make)
+        (
+            shard,
+            list(plan.units[shard.split][shard.start : shard.stop]),
+            plan.make,
+            plan.images is not None,
+        )
         for shard in missing
     )
     if ray is None:
@@ -234,12 +244,14 @@ def _write_shards(
             report(done, total)
 
 
-def _write_whole_shard(shard: _Shard, units: Sequence[Any], make: Callable) -> None:
-    for _ in _write_shard(shard, units, 0, make):
+def _write_whole_shard(shard: _Shard, units: Sequence[Any], make: Callable, refers: bool) -> None:
+    for _ in _write_shard(shard, units, 0, make, refers):
         pass
 
 
-def _write_shard(shard: _Shard, units: Sequence[Any], start: int, make: Callable) -> Iterator[int]:
+def _write_shard(
+    shard: _Shard, units: Sequence[Any], start: int, make: Callable, refers: bool
+) -> Iterator[int]:
     """Writes one shard and its report; yields the number of units done after each."""
     ledger, ids, num_bytes = Ledger(), [], 0
     temporary = shard.data.with_suffix(f".tmp{uuid.uuid4().hex}")  # Two may write at once on Ray.
@@ -247,7 +259,9 @@ def _write_shard(shard: _Shard, units: Sequence[Any], start: int, make: Callable
     try:
         for done in range(shard.stop - shard.start):
             where = f"unit {shard.start + done} of {shard.split}"
-            if (made := _make_one(units[start + done], where, make, ledger)) is not None:
+            unit = units[start + done]
+            image_at = unit[1] if refers else -1
+            if (made := _make_one(unit, where, make, ledger, image_at)) is not None:
                 _to_disk(temporary, writer.write, made[1])
                 ids.append(made[0])
                 num_bytes += len(made[1])
@@ -276,12 +290,14 @@ def _to_disk(path: Path, call: Callable, *args: bytes) -> None:
         ) from error
 
 
-def _make_one(unit: Any, where: str, make: Callable, ledger: Ledger) -> tuple[str, bytes] | None:
+def _make_one(
+    unit: Any, where: str, make: Callable, ledger: Ledger, image_at: int
+) -> tuple[str, bytes] | None:
     """Id and bytes of a unit's record; what makes no valid record is set aside, not fatal."""
     own, made = Ledger(), None
     try:
         if (record := make(unit, own)) is not None:
-            made = record.id, serialize(record)
+            made = record.id, serialize(record, image_at)
     except RecordError as error:
         own.withdraw("its record is not valid", where=where, value=str(error))
     ledger.merge(own)
@@ -289,11 +305,11 @@ def _make_one(unit: Any, where: str, make: Callable, ledger: Ledger) -> tuple[st
 
 
 def _finish(
-    directory: Path, job: Mapping[str, Any], shards: Sequence[_Shard], listed: Ledger
+    directory: Path, job: Mapping[str, Any], shards: Sequence[_Shard], plan: Plan
 ) -> dict[str, Any]:
     """Names the shards, writes books and metadata. May be repeated when it was interrupted."""
     ledger = Ledger()
-    ledger.merge(listed)
+    ledger.merge(plan.ledger)
     kept: dict[str, list[tuple[_Shard, dict]]] = {}
     for shard in shards:
         report = json.loads(shard.report.read_text("utf-8"))
@@ -324,7 +340,10 @@ def _finish(
         "counts": ledger.counts(),
     }
     write_file(directory / QUARANTINE, lines)
-    write_file(directory / STORE, json.dumps({"job": job, "report": report}, indent=1))
+    books = {"job": job, "report": report}
+    if plan.images is not None:  # Relative, so that the two may move together.
+        books["images"] = os.path.relpath(plan.images, directory)
+    write_file(directory / STORE, json.dumps(books, indent=1))
     _write_metadata(directory, job["name"], counts, num_bytes)
     return report
 

@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -82,6 +83,7 @@ PROVENANCES = st.builds(
     name=st.text(st.characters(codec="utf-8"), max_size=5),
     round=st.integers(0, 9),
     score=st.none() | st.floats(0, 1, width=32),
+    dropped=st.sampled_from(["", "score under 0.3"]),
 )
 
 
@@ -101,7 +103,12 @@ REGIONS = st.builds(
     schema.Region,
     box=boxes(),
     labels=tuples(
-        st.builds(schema.Label, text=TEXTS | st.just(""), kind=st.sampled_from(schema.LABEL_KINDS)),
+        st.builds(
+            schema.Label,
+            text=TEXTS | st.just(""),
+            kind=st.sampled_from(schema.LABEL_KINDS),
+            provenance=st.none() | PROVENANCES,
+        ),
         max_size=3,
     ),
     quad=st.none() | st.tuples(*[FLOATS] * 8),
@@ -111,6 +118,7 @@ REGIONS = st.builds(
     ),
     is_crowd=st.booleans(),
     provenance=PROVENANCES,
+    mask_provenance=st.none() | PROVENANCES,
 )
 
 
@@ -118,14 +126,20 @@ REGIONS = st.builds(
 def groundings(draw):
     text = draw(TEXTS)
     starts = sorted(draw(st.lists(st.integers(0, len(text) - 1), min_size=1, max_size=3)))
-    spans = [
-        schema.Span(
+    scores = st.floats(0, 1, width=32)
+    spans = []
+    for start in starts:
+        own = draw(tuples(boxes(), min_size=1, max_size=3))
+        each = tuples(scores, min_size=len(own), max_size=len(own))
+        span = schema.Span(
             start=start,
             end=draw(st.integers(start + 1, len(text))),
-            boxes=draw(tuples(boxes(), min_size=1, max_size=3)),
+            boxes=own,
+            phrase_score=draw(st.none() | scores),
+            box_scores=draw(st.just(()) | each),
+            dropped=draw(st.sampled_from(["", "pronoun"])),
         )
-        for start in starts
-    ]
+        spans.append(span)
     return schema.Grounding(text=text, spans=tuple(spans), provenance=draw(PROVENANCES))
 
 
@@ -553,3 +567,65 @@ def test_an_unfinished_store_of_another_job_is_refused(tmp_path):
     assert "unfinished store of another job (examples_per_shard: null there, 512 asked for)" in (
         message(write_store, tmp_path / "s", simple_plan())
     )
+
+
+# What the data engine adds.
+
+
+def test_what_is_dropped_stays_in_the_store_and_is_not_kept():
+    gone = schema.Provenance(kind="specialist", name="d", score=0.125, dropped="score under 0.3")
+    box = (1.0, 2.0, 8.0, 9.0)
+    label, mistaken = schema.Label(text="cup"), schema.Label(text="cap", provenance=gone)
+    span = schema.Span(start=0, end=1, boxes=(box,), phrase_score=0.5, box_scores=(0.25,))
+    record = dataclasses.replace(
+        schema.Record(id="a", image=png(width=80, height=80), width=80, height=80),
+        texts=(schema.Text(text="a"), schema.Text(text="b", provenance=gone)),
+        regions=(
+            schema.Region(box=box, labels=(label, mistaken)),
+            schema.Region(box=box, labels=(label,), provenance=gone),
+            schema.Region(box=box, polygons=((1, 2, 3, 4, 5, 6),), mask_provenance=gone),
+        ),
+        groundings=(
+            schema.Grounding(text="a b", spans=(span, dataclasses.replace(span, dropped="no"))),
+            schema.Grounding(text="c", spans=(dataclasses.replace(span, dropped="no"),)),
+        ),
+    )
+    assert as_stored(record) == record
+    kept = record.kept()
+    assert [text.text for text in kept.texts] == ["a"]
+    assert [[label.text for label in region.labels] for region in kept.regions] == [["cup"], []]
+    assert not kept.regions[1].polygons
+    assert [grounding.spans for grounding in kept.groundings] == [(span,)]
+    assert kept.kept() is kept
+
+
+def reread(place: tuple[str, int], ledger: Ledger, directory: Path) -> schema.Record:
+    ledger.read("image")
+    ledger.keep("image")
+    split, index = place
+    return RecordStore(directory, split)[index]
+
+
+def test_a_store_refers_to_the_images_of_another(tmp_path):
+    base, rounds = tmp_path / "base", tmp_path / "round"
+    write_store(base, simple_plan())
+    places = {"train": range(1, 30, 2), "val": range(3)}
+    units = {split: [(split, i) for i in indices] for split, indices in places.items()}
+
+    def written(directory, workers):
+        again = functools.partial(reread, directory=base)
+        plan = Plan(units=units, make=again, job={"round": 1}, images=base)
+        write_store(directory, plan, examples_per_shard=4, num_workers=workers)
+        return contents(directory)
+
+    files = written(rounds, 1)
+    assert files == written(tmp_path / "again", 2)
+    store, source = RecordStore(rounds, "train"), RecordStore(base, "train")
+    images = [record.image for record in source]
+    assert [record.image for record in store] == images[1:30:2]
+    assert store.image(2) == images[5]
+    stored = b"".join(data for name, data in files.items() if "array_record" in name)
+    assert not any(image in stored for image in images)
+    shutil.move(base, tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="its images are in the store"):
+        RecordStore(rounds, "train")
