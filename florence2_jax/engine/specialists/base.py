@@ -26,7 +26,7 @@ from florence2_jax.typing import Polygon, UserError
 Kind: TypeAlias = Literal[
     "texts", "boxes", "text_regions", "region_texts", "groundings", "masks", "questions"
 ]
-"""What a specialist makes, in the order in which the kinds are made: later ones build on earlier."""
+"""What a specialist makes, in the order in which it is made: later kinds build on earlier ones."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -91,6 +91,7 @@ class Specialist(abc.ABC):
     batch_size: int = 1
     timeout_s: float | None = None
 
+    @abc.abstractmethod
     def load(self) -> None:
         """Makes it ready to annotate, once per process. Raises SpecialistError if it cannot."""
 
