@@ -35,7 +35,8 @@ class Example:
 
     `text` is the true text of text grammars, `regions` the true regions of the others; `references`
     are all texts that would be right (the five captions of a photo, the ten answers of a question).
-    `region` is the box a region task asks about.
+    `region` is the box a region task asks about. `crowds` are places with many of a kind: no target
+    names them, and average precision counts a box there neither right nor wrong.
     """
 
     task: Task
@@ -44,6 +45,7 @@ class Example:
     references: tuple[str, ...] = ()
     regions: tuple[AnyRegion, ...] = ()
     region: Box | None = None
+    crowds: tuple[BoxRegion, ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -103,8 +105,12 @@ def _texts(record: Record, task: Task, make: Make) -> Iterator[Example]:
     return (make(text=text, references=texts) for text in texts)
 
 
-def _labelled_boxes(record: Record, kind: str) -> Iterator[BoxRegion]:
-    for region in _targets(record):
+def _crowds(record: Record) -> tuple[Region, ...]:
+    return tuple(region for region in record.regions if region.is_crowd)
+
+
+def _labelled_boxes(regions: Iterable[Region], kind: str) -> Iterator[BoxRegion]:
+    for region in regions:
         for label in region.labels:
             if label.kind == kind:
                 yield BoxRegion(label=label.text, box=region.box)
@@ -112,7 +118,7 @@ def _labelled_boxes(record: Record, kind: str) -> Iterator[BoxRegion]:
 
 def _whole_image(record: Record, task: Task, make: Make) -> Iterator[Example]:
     """Detection, dense captions, proposals, text spotting: one question about all regions."""
-    kind = task.learns_from.partition(":")[2]
+    kind, crowds = task.learns_from.partition(":")[2], ()
     if task.grammar == "quads":
         regions = tuple(  # A word nobody wrote down is no word to learn.
             QuadRegion(label=text, quad=region.quad)
@@ -121,24 +127,31 @@ def _whole_image(record: Record, task: Task, make: Make) -> Iterator[Example]:
         )
     elif task.grammar == "proposals":
         regions = tuple(BoxRegion(box=region.box) for region in _targets(record))
+        crowds = tuple(BoxRegion(box=region.box) for region in _crowds(record))
     else:
-        regions = tuple(_labelled_boxes(record, kind))
+        regions = tuple(_labelled_boxes(_targets(record), kind))
+        crowds = tuple(_labelled_boxes(_crowds(record), kind))
     if regions:
-        yield make(regions=regions)
+        yield make(regions=regions, crowds=crowds)
 
 
 def _names(record: Record, task: Task, make: Make) -> Iterator[Example]:
     """Open vocabulary: each category by itself, then all together."""
     by_name: dict[str, list[BoxRegion]] = {}
-    for box in _labelled_boxes(record, "category"):
+    for box in _labelled_boxes(_targets(record), "category"):
         name = clean_text(box.label)
         if name:
             by_name.setdefault(name, []).append(dataclasses.replace(box, label=name))
+    crowds: dict[str, tuple[BoxRegion, ...]] = {}
+    for box in _labelled_boxes(_crowds(record), "category"):
+        name = clean_text(box.label)
+        crowds[name] = (*crowds.get(name, ()), dataclasses.replace(box, label=name))
     for name, boxes in by_name.items():
-        yield make(text_input=name, regions=tuple(boxes))
+        yield make(text_input=name, regions=tuple(boxes), crowds=crowds.get(name, ()))
     if len(by_name) > 1:
         boxes = tuple(box for some in by_name.values() for box in some)
-        yield make(text_input="<and>".join(by_name), regions=boxes)
+        among = tuple(box for name in by_name for box in crowds.get(name, ()))
+        yield make(text_input="<and>".join(by_name), regions=boxes, crowds=among)
 
 
 def _phrases(record: Record, task: Task, make: Make) -> Iterator[Example]:

@@ -185,10 +185,13 @@ def as_coco(
     numbers = {name: number for number, name in enumerate(names, start=1)}
     annotations, detections = [], []
     for image, one in enumerate(scored, start=1):
-        for region in one.example.regions:
+        true = [(region, 0) for region in one.example.regions]
+        # A category that has nothing but crowds has no average precision.
+        true += [(region, 1) for region in one.example.crowds if name(region) in numbers]
+        for region, is_crowd in true:
             entry = _entry(region, image, numbers[name(region)])
             area = entry["bbox"][2] * entry["bbox"][3]
-            annotations.append(entry | {"area": area, "iscrowd": 0})
+            annotations.append(entry | {"area": area, "iscrowd": is_crowd})
         for region in one.regions:
             if name(region) in numbers:
                 entry = _entry(region, image, numbers[name(region)])

@@ -2,6 +2,7 @@
 """Ends a run whose metric gets no better. Any hook may report the metric."""
 
 import dataclasses
+import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -40,6 +41,8 @@ class EarlyStopping:
     def __init__(self, config: EarlyStoppingConfig):
         self.config = config
         self.values: dict[int, float] = {}
+        self._names: set[str] = set()
+        self._has_complained = False
 
     @classmethod
     def resume(cls, config: EarlyStoppingConfig, metrics: Path, first_step: int) -> "EarlyStopping":
@@ -57,8 +60,21 @@ class EarlyStopping:
 
     def note(self, step: int, scalars: Mapping[str, float]) -> None:
         """Is told every scalar that is reported."""
+        self._names |= scalars.keys()
         if (name := self.config.metric) and name in scalars:
             self.values[step] = float(scalars[name])
+
+    def complaint(self) -> str:
+        """Once, that the metric is none of those that came; else nothing."""
+        name = self.config.metric
+        if self._has_complained or not self.config.patience or self.values or not self._names:
+            return ""
+        self._has_complained = True
+        near = difflib.get_close_matches(name, self._names) or sorted(self._names)
+        return (
+            f"early_stopping.metric {name}: not reported so far; unless it comes, the run goes to "
+            f"its end. Reported are {', '.join(near)}"
+        )
 
     def at(self, step: int) -> dict[str, float]:
         """The metric by its name, if it was reported for this step."""

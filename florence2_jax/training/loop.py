@@ -275,6 +275,8 @@ class _Loop:
         elif checkpoint.best_metric == self.config.early_stopping.metric not in measured:
             measured |= self.early.at(number)  # Of a hook, which does not report every step.
             measured = measured if checkpoint.best_metric in measured else None
+        if complaint := self.early.complaint():
+            self.reporter.say(complaint)
         with self.ledger.span("save"):
             position = self.order.position(number)
             self.checkpoints.save(number, state, data=position, metrics=measured, force=force)

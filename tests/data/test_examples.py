@@ -72,6 +72,14 @@ def of(record: Record, name: str) -> list[tuple[str, str]]:
     return [(e.prompt, target_of(e, record.size).text) for e in examples]
 
 
+def test_crowds_are_no_targets_and_known_to_the_metrics(record):
+    by_task = {name: examples_of(record, get_task(name)) for name in ("od", "region_proposal")}
+    assert [one.crowds for one in by_task["od"]] == [(BoxRegion(label="car", box=CROWD),)]
+    assert [one.crowds for one in by_task["region_proposal"]] == [(BoxRegion(box=CROWD),)]
+    named = examples_of(record, get_task("open_vocabulary_detection"))
+    assert [len(one.crowds) for one in named] == [1, 0, 1]  # car, dog, both
+
+
 CAR_LOC = "<loc_100><loc_100><loc_500><loc_500>"
 DOG_LOC = "<loc_600><loc_500><loc_900><loc_900>"
 SIGN_LOC = "<loc_0><loc_0><loc_200><loc_50>"

@@ -21,7 +21,9 @@ def region_of(thing):
 def ask():
     """`ask(task, truth, answer)`: texts are strings, regions are lists."""
 
-    def make(token, truth, answer, *, size=(100, 100), image_id="image", text_input="") -> Scored:
+    def make(
+        token, truth, answer, *, size=(100, 100), image_id="image", text_input="", crowds=()
+    ) -> Scored:
         task = get_task(token)
         if isinstance(answer, str):
             references = tuple(truth)
@@ -34,7 +36,7 @@ def ask():
             reply = TextAnswer(task=task.token, text=answer)
         else:
             regions = tuple(map(region_of, truth))
-            example = Example(task=task, text_input=text_input, regions=regions)
+            example = Example(task=task, text_input=text_input, regions=regions, crowds=crowds)
             reply = RegionsAnswer(task=task.token, regions=tuple(map(region_of, answer)))
         return Scored(example=example, answer=reply, size=size, image_id=image_id)
 

@@ -43,24 +43,29 @@ def test_hundred_coco_images(shared_data, capsys, iou_type, name):
 
 
 def test_answers_give_the_scores_of_coco_files(ask, shared_data):
-    """The way over typed answers loses nothing: the golden set without its crowds."""
+    """The way over typed answers loses nothing: the golden set with its crowds."""
     folder = shared_data / "metrics_golden" / "coco_det_fake100"
     truth = json.loads((folder / "instances_val2014_100.json").read_text())
     found = json.loads((folder / "instances_val2014_fakebbox100_results.json").read_text())
-    truth["annotations"] = [a for a in truth["annotations"] if not a["iscrowd"]]
     names = {category["id"]: category["name"] for category in truth["categories"]}
     # In COCO's order of images, which decides between equal scores.
-    images = {number: ([], []) for number in sorted(image["id"] for image in truth["images"])}
+    numbers = sorted(image["id"] for image in truth["images"])
+    images: dict[int, tuple[list, list, list]] = {number: ([], [], []) for number in numbers}
 
     def region(entry):
         x, y, width, height = entry["bbox"]
         label = names[entry["category_id"]]
         return BoxRegion(label=label, box=(x, y, x + width, y + height), score=entry.get("score"))
 
-    for side, entries in enumerate((truth["annotations"], found)):
-        for entry in entries:
-            images[entry["image_id"]][side].append(region(entry))
-    scores = detection_metrics([ask("OD", *sides) for sides in images.values()])
+    for entry in truth["annotations"]:
+        images[entry["image_id"]][2 * entry["iscrowd"]].append(region(entry))
+    for entry in found:
+        images[entry["image_id"]][1].append(region(entry))
+    assert sum(len(crowds) for _, _, crowds in images.values()) == 9
+    scored = [
+        ask("OD", true, answer, crowds=tuple(crowds)) for true, answer, crowds in images.values()
+    ]
+    scores = detection_metrics(scored)
     expected = coco_scores(truth, found)
     # Sizes differ: COCO's are those of masks. Boxes move by a rounding error.
     shared = ("ap", "ap50", "ap75", "ar100")

@@ -271,3 +271,15 @@ def test_a_folder_of_a_dataset_is_imported_once(small_run, shared_data, tmp_path
     run["input"] |= dict(records=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="nowhere: no such directory"):
         records(run)
+
+
+def test_a_metric_that_never_comes_is_told_once():
+    early = EarlyStopping(EarlyStoppingConfig(metric="eval/od/ap5", patience=2))
+    assert not early.complaint()  # Nothing came yet.
+    early.note(10, {"loss": 1.0, "eval/od/ap50": 0.5})
+    told = early.complaint()
+    assert "early_stopping.metric eval/od/ap5: not reported" in told and "eval/od/ap50" in told
+    assert not early.complaint()
+    heard = EarlyStopping(EarlyStoppingConfig(metric="loss", patience=2))
+    heard.note(10, {"loss": 1.0})
+    assert not heard.complaint()
