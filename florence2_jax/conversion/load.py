@@ -31,6 +31,9 @@ from florence2_jax.training.state import TrainState, fresh_state, init_params
 from florence2_jax.training.trained import EmaConfig, Trained
 from florence2_jax.typing import UserError
 
+SHIPPED = Path(__file__).resolve().parents[1] / "shipped"
+"""Models that come with the package, a folder each in the layout of transformers."""
+
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _HUB_FILES = ("*.json", "*.txt", "*.model", "README.md")
 
@@ -128,8 +131,13 @@ def is_workdir(folder: Path) -> bool:
     return (folder / workdir_lib.MODEL).is_file()
 
 
+def shipped() -> dict[str, Path]:
+    """The models that come with the package, by name."""
+    return {path.name: path for path in sorted(SHIPPED.glob("*")) if (path / CONFIG).is_file()}
+
+
 def find(path_or_hub_name: str | Path) -> Path:
-    """The folder of a model, downloaded if it is a hub name.
+    """The folder of a model: one here, one that comes with the package, or one of the hub.
 
     Raises:
         UserError: if there is neither, or no network, or no huggingface_hub.
@@ -145,8 +153,13 @@ def find(path_or_hub_name: str | Path) -> Path:
     name = str(path_or_hub_name)
     if folder.exists():
         raise UserError(f"{folder} is a file: give the folder it is in")
+    if name in shipped():
+        return shipped()[name]
     if not _HUB_NAME.fullmatch(name):
-        raise UserError(f"{name}: no such folder, and no hub name (owner/name)")
+        raise UserError(
+            f"{name}: no such folder, and no hub name (owner/name)"
+            + "".join(f"; the package comes with {known}" for known in shipped())
+        )
     return _download(name)
 
 

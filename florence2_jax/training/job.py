@@ -35,12 +35,14 @@ from florence2_jax.training import workdir as workdir_lib
 from florence2_jax.training.checkpoint import Checkpoints
 from florence2_jax.training.config import RunConfig
 from florence2_jax.training.folders import open_records
-from florence2_jax.training.optimizer import factors_of, make_optimizer
+from florence2_jax.training.optimizer import make_optimizer
+from florence2_jax.training.patterns import chosen
 from florence2_jax.training.saved_step import ARRAY_ITEMS, Damaged, saved_steps
 from florence2_jax.training.starting import starting_params, starting_tokenizer
 from florence2_jax.training.state import TrainState, init_params, starting_from
 from florence2_jax.training.step import Step, check_batch, make_step
 from florence2_jax.training.trained import Trained, number_of
+from florence2_jax.training.trees import by_path
 from florence2_jax.typing import UserError
 
 
@@ -128,8 +130,10 @@ def choose_trained(run: RunConfig, model: Florence2Config) -> Trained:
 
     trained = Trained.choose(shapes, freeze=run.freeze, lora=run.lora, ema=run.ema, seed=run.seed)
     if factors := run.optimizer.lr_factors:
+        # What is frozen may have a factor, which then does nothing: recipes give them by tower.
         params = shapes()
-        factors_of(factors, trained.split(params, jax.eval_shape(trained.adapters, params))[0])
+        adapters = jax.eval_shape(trained.adapters, params)
+        chosen(factors, by_path(params) | by_path(adapters or {}), "optimizer.lr_factors")
     return trained
 
 

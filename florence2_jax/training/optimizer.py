@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from florence2_jax.training.patterns import chosen, is_stack
+from florence2_jax.training.patterns import is_stack, matched
 from florence2_jax.training.trees import Tree, by_path, flat, nest, path_of
 from florence2_jax.typing import UserError
 
@@ -123,14 +123,10 @@ def scale_by_path(factors: Mapping[str, float]) -> optax.GradientTransformation:
 
 
 def factors_of(factors: Mapping[str, float], params: Tree) -> dict[str, Any]:
-    """The factor of every array by its path: a number, or for a stack of layers one for each.
-
-    Raises:
-        UserError: if a pattern matches none of them.
-    """
+    """The factor of every array by its path: a number, or for a stack of layers one for each."""
     leaves = by_path(params)
     found: dict[str, Any] = dict.fromkeys(leaves, 1.0)
-    for pattern, rows in chosen(factors, leaves, "optimizer.lr_factors").items():
+    for pattern, rows in matched(factors, leaves).items():
         for path, hits in rows.items():
             own = np.array([factors[pattern] if hit else 1.0 for hit in hits], np.float32)
             shape = (-1, *[1] * (leaves[path].ndim - 1)) if is_stack(path) else ()

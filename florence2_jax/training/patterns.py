@@ -28,31 +28,44 @@ def layer_names(path: str, depth: int) -> list[str]:
     return [f"{path[: match.end()]}{layer}/{path[match.end() :]}" for layer in range(depth)]
 
 
-def chosen(
-    patterns: Iterable[str], leaves: Mapping[str, Any], place: str
-) -> dict[str, dict[str, list[bool]]]:
+def matched(patterns: Iterable[str], leaves: Mapping[str, Any]) -> dict[str, dict[str, list[bool]]]:
     """What each pattern matches: pattern -> path -> for each name of that array, whether it does.
 
     Args:
         patterns: of the run file.
         leaves: path -> array or shape with leading layers, see `layer_names`.
+    """
+    found: dict[str, dict[str, list[bool]]] = {}
+    for pattern in patterns:
+        rows = {
+            path: [fnmatch.fnmatchcase(name, pattern) for name in names]
+            for path, names in _names(leaves).items()
+        }
+        found[pattern] = {path: hits for path, hits in rows.items() if any(hits)}
+    return found
+
+
+def chosen(
+    patterns: Iterable[str], leaves: Mapping[str, Any], place: str
+) -> dict[str, dict[str, list[bool]]]:
+    """As `matched`, and every pattern matches something.
+
+    Args:
         place: the key of the run file, for errors.
 
     Raises:
         UserError: if a pattern matches nothing, with the nearest names.
     """
-    names = {path: layer_names(path, leaf.shape[0]) for path, leaf in leaves.items()}
-    found = {}
-    for pattern in patterns:
-        rows = {
-            path: [fnmatch.fnmatchcase(name, pattern) for name in each]
-            for path, each in names.items()
-        }
-        found[pattern] = {path: hits for path, hits in rows.items() if any(hits)}
-        if not found[pattern]:
-            near = _nearest(pattern, [name for each in names.values() for name in each])
+    found = matched(patterns, leaves)
+    for pattern, rows in found.items():
+        if not rows:
+            near = _nearest(pattern, [name for each in _names(leaves).values() for name in each])
             raise UserError(f"{place}: {pattern!r} matches no name; did you mean {near}?")
     return found
+
+
+def _names(leaves: Mapping[str, Any]) -> dict[str, list[str]]:
+    return {path: layer_names(path, leaf.shape[0]) for path, leaf in leaves.items()}
 
 
 def whole(

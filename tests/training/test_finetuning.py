@@ -137,10 +137,19 @@ def test_what_does_not_fit_stops_before_the_first_step(small_run, tmp_path, chan
     assert not (tmp_path / "a" / "checkpoints").exists()
 
 
-def test_a_rate_for_what_is_frozen_is_refused(small_run, tmp_path):
+def test_a_rate_for_what_is_frozen_changes_nothing(small_run, tmp_path):
     small_run["freeze"] = ("image/*",)
-    small_run["optimizer"] |= dict(lr_factors={"image/*": 0.1})
-    with pytest.raises(UserError, match=r"optimizer\.lr_factors: 'image/\*' matches no name"):
+    small_run["total_steps"] = 3
+    ends = []
+    for name, factors in (("a", {}), ("b", {"image/*": 0.1})):
+        run = small_run | {"optimizer": small_run["optimizer"] | dict(lr_factors=factors)}
+        ends.append(loop.run(run, tmp_path / name, console=quiet())["metrics"]["loss"])
+    assert ends[0] == ends[1]
+
+
+def test_rates_that_fit_nothing_are_refused(small_run, tmp_path):
+    small_run["optimizer"] |= dict(lr_factors={"imag/*": 0.1})
+    with pytest.raises(UserError, match=r"optimizer\.lr_factors: 'imag/\*' matches no name"):
         loop.run(small_run, tmp_path / "a", console=quiet())
     small_run["optimizer"] |= dict(lr_factors={"text/*": 0.0})
     with pytest.raises(UserError, match=r"lr_factors\.text/\*: 0\.0 is no number above 0"):
