@@ -40,7 +40,7 @@ def run_in_processes(
     pool = concurrent.futures.ProcessPoolExecutor(
         num_workers,
         mp_context=multiprocessing.get_context("spawn"),  # Threads of other libraries do not fork.
-        initializer=_end_with_parent,
+        initializer=end_with_parent,
     )
 
     def ended(futures: Collection[Any]) -> Iterable[Any]:
@@ -80,8 +80,8 @@ def run_on_ray(
         UserError: if Ray is not installed, no cluster answers, or a task is lost again and again;
             else what a call raises.
     """
-    ray = _import_ray()
-    with _connected(ray, address, num_workers):
+    ray = import_ray()
+    with connected(ray, address, num_workers):
         task = ray.remote(num_cpus=1)(function)
         window = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
         running: set[Any] = set()
@@ -128,7 +128,8 @@ def _few_at_a_time(
             yield running.pop(handle)
 
 
-def _import_ray() -> Any:
+def import_ray() -> Any:
+    """Ray, with its reports home switched off. Raises UserError where it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Else Ray reports to its makers.
     try:
         return importlib.import_module("ray")
@@ -139,7 +140,7 @@ def _import_ray() -> Any:
 
 
 @contextlib.contextmanager
-def _connected(ray: Any, address: str, num_workers: int) -> Iterator[None]:
+def connected(ray: Any, address: str, num_workers: int) -> Iterator[None]:
     """A Ray to give tasks to: the one this process has already, or one for as long as the block."""
     if ray.is_initialized():
         yield
@@ -162,7 +163,7 @@ def _connected(ray: Any, address: str, num_workers: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Lets a worker die when its parent was killed; it would wait for work for ever."""
     parent = multiprocessing.parent_process()
 
