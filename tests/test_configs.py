@@ -121,7 +121,15 @@ def test_pretraining_has_the_paper_s_figures():  # Facts 1.1 and 4.
 )
 def test_a_wrong_override_is_named(override, message):
     with pytest.raises(UserError, match=message):
-        load_config(f"{CONFIGS}/scenes.py", [override])
+        RunConfig.create(load_config(f"{CONFIGS}/scenes.py", [override]), Path("w"))
+
+
+def test_a_key_that_a_run_file_leaves_out_can_be_given():
+    given = ["--config.ema.decay=0.9", "--config.input.exclude=a.jsonl", "--config.freeze=('a/*',)"]
+    config = RunConfig.create(load_config(f"{CONFIGS}/scenes.py", given), Path("w"))
+    assert (config.ema.decay, config.input.exclude, config.freeze) == (0.9, "a.jsonl", ("a/*",))
+    with pytest.raises(UserError, match="seed is a value, not a section"):
+        load_config(f"{CONFIGS}/scenes.py", ["--config.seed.more=1"])
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,11 @@ So a restarter starts again unless the status is 0 or 2, and gives up after some
 """
 
 import argparse
+import ast
 import dataclasses
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +39,8 @@ _EXAMPLES = """examples:
   florence2-jax train --config configs/pretrain.py:large --workdir runs/large \\
       --config.input.records=/data/fld --config.mesh.fsdp=8
 
-Any value of the run file can be replaced: --config.optimizer.peak_lr=3e-4. Run the same command
+Any value can be replaced, also one that the run file leaves out: --config.optimizer.peak_lr=3e-4,
+--config.ema.decay=0.999, "--config.freeze=('image/*',)". Run the same command
 again and it goes on after its newest checkpoint. Ctrl-C or SIGTERM: it saves and stops.
 
 On several hosts start the same command on each; JAX finds TPU, GKE and Slurm hosts by itself.
@@ -78,26 +81,66 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def load_config(config: str, overrides: list[str]) -> dict[str, Any]:
     """The values of a run file with overrides, as a plain dict.
 
-    Raises:
-        UserError: if the file is missing or broken, or an override names no key or a wrong type.
-    """
-    from absl import flags
-    from ml_collections import config_flags
+    An override may name a key that the run file leaves to its default; whether there is such a key
+    is for `RunConfig.create` to say.
 
+    Raises:
+        UserError: if the file is missing or broken, or an override has the wrong type.
+    """
     path = config.partition(":")[0]
     if not Path(path).is_file():
         raise UserError(f"--config {path}: no such file; the run files are in configs/")
-    # ml_collections replaces keys but adds none, and a run file names only some tasks.
-    weights = [match for text in overrides if (match := _WEIGHT.fullmatch(text))]
-    command = ["train", f"--config={config}"]
-    command += [text for text in overrides if not _WEIGHT.fullmatch(text)]
+    # ml_collections replaces keys, of the same type, but adds none.
+    own = _read_run_file(config, [])
+    added = [match for text in overrides if (match := _is_new(text, own))]
+    taken = {match.string for match in added}
+    loaded = _read_run_file(config, [text for text in overrides if text not in taken])
+    for match in added:
+        *sections, key = match["keys"].split(".")
+        place = loaded
+        for name in sections:
+            place = place.setdefault(name, {})
+            if not isinstance(place, dict):
+                raise UserError(f"--config.{match['keys']}: {name} is a value, not a section")
+        place[key] = _value(match["value"])
+    return loaded
+
+
+_OVERRIDE = re.compile(r"--config\.(?P<keys>\w+(\.\w+)*)=(?P<value>.*)", re.DOTALL)
+
+
+def _is_new(override: str, own: Mapping[str, Any]) -> re.Match[str] | None:
+    """An override of a key that the run file does not have."""
+    if (match := _OVERRIDE.fullmatch(override)) is None:
+        return None
+    place: Any = own
+    for name in match["keys"].split("."):
+        if not isinstance(place, Mapping) or name not in place:
+            return match
+        place = place[name]
+    return None
+
+
+def _value(text: str) -> Any:
+    """A Python literal, else the text itself; `true` and `false` as ml_collections reads them."""
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def _read_run_file(config: str, overrides: list[str]) -> dict[str, Any]:
+    from absl import flags
+    from ml_collections import config_flags
+
+    command = ["train", f"--config={config}", *overrides]
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
     try:
         rest = values(command)
         loaded = holder.value.to_dict()
-        for match in weights:
-            loaded["input"]["tasks"][match.group(1)] = float(match.group(2))
     except (flags.Error, AttributeError, LookupError, TypeError, ValueError) as error:
         # Of what a run file raised absl tells the whole trace; its last line is the reason.
         reason = f"{type(error).__name__}: {error}"
@@ -105,13 +148,11 @@ def load_config(config: str, overrides: list[str]) -> dict[str, Any]:
             reason = reason.strip().splitlines()[-1]
         raise UserError(f"--config {config}: {reason}") from error
     except (ImportError, SyntaxError, NameError) as error:
+        path = config.partition(":")[0]
         raise UserError(f"--config {path}: the run file is broken, {error}") from error
     if len(rest) > 1:
         raise UserError(f"unknown arguments: {' '.join(rest[1:])}; see florence2-jax train --help")
     return loaded
-
-
-_WEIGHT = re.compile(r"--config\.input\.tasks\.(\w+)=(.+)")
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
