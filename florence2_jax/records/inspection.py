@@ -8,7 +8,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from array_record.python.array_record_module import ArrayRecordReader
 
@@ -41,17 +41,18 @@ def check_store(
     Raises:
         UserError: if the directory cannot be opened as a store at all.
     """
-    shards: list[tuple[str, Path, int]] = []
+    shards: list[tuple[str, Path, int, _ImageOf]] = []
     for split, num in splits_of(directory).items():
         if num:
             store = RecordStore(directory, split)
             pairs = zip(store.shards, store.shard_lengths, strict=True)
-            shards += [(split, path, length) for path, length in pairs]
+            elsewhere = store.image_elsewhere
+            shards += [(split, path, length, elsewhere) for path, length in pairs]
     problems: list[dict[str, str]] = []
     places: dict[str, str] = {}
     found: Counter[str] = Counter()
-    done, total = 0, sum(length for _, _, length in shards)
-    for (split, path, length), (num, ids, own) in zip(
+    done, total = 0, sum(length for _, _, length, _ in shards)
+    for (split, path, length, _), (num, ids, own) in zip(
         shards, _check_shards([row[1:] for row in shards], num_workers), strict=True
     ):
         problems += own
@@ -72,10 +73,13 @@ def check_store(
     }
 
 
-_ShardReport = tuple[int, list[str], list[dict[str, str]]]
+_ImageOf: TypeAlias = Callable[[int], bytes]
+_ShardReport: TypeAlias = tuple[int, list[str], list[dict[str, str]]]
 
 
-def _check_shards(shards: list[tuple[Path, int]], num_workers: int) -> Iterator[_ShardReport]:
+def _check_shards(
+    shards: list[tuple[Path, int, _ImageOf]], num_workers: int
+) -> Iterator[_ShardReport]:
     if num_workers <= 1:
         yield from (_check_shard(*shard) for shard in shards)
         return
@@ -84,8 +88,11 @@ def _check_shards(shards: list[tuple[Path, int]], num_workers: int) -> Iterator[
         yield from pool.map(_check_shard, *zip(*shards, strict=True))
 
 
-def _check_shard(path: Path, length: int) -> _ShardReport:
-    """Number of records in a shard, the ids of the readable ones, and what is wrong."""
+def _check_shard(path: Path, length: int, image_of: _ImageOf) -> _ShardReport:
+    """Number of records in a shard, the ids of the readable ones, and what is wrong.
+
+    `image_of` gives the images that stand in another store.
+    """
     problems: list[dict[str, str]] = []
     try:
         reader = ArrayRecordReader(str(path))
@@ -100,7 +107,7 @@ def _check_shard(path: Path, length: int) -> _ShardReport:
     ids = []
     for i in range(num):
         try:
-            record = parse(reader.read([i])[0])
+            record = parse(reader.read([i])[0], image_of)
             ids.append(record.id)
             _check_image(record)
         except Exception as error:
@@ -181,7 +188,8 @@ def statistics(
     Tokens are words between blanks unless a tokenizer counts. Each row has that of FLD-5B beside
     it, where there is one.
 
-    Records are read once, one at a time, and memory does not grow with their number.
+    What filters of the data engine dropped is counted as that and as nothing else. Records are
+    read once, one at a time, and memory does not grow with their number.
 
     Returns:
         `{"rows", "totals", "categories": {name: count}, "distributions"}`; of the categories the
@@ -194,6 +202,8 @@ def statistics(
     totals: Counter[str] = Counter()
     spread = Distributions(count)
     for record in records:
+        totals["dropped"] += record.num_dropped
+        record = record.kept()
         totals.update(_totals(record))
         _count_texts(record, rows, count)
         _count_regions(record, rows, count)
@@ -210,7 +220,10 @@ def statistics(
     }
 
 
-_TOTALS = ("images", "texts", "regions", "crowds", "polygons", "quads", "groundings", "questions")
+_TOTALS = (
+    *("images", "texts", "regions", "crowds", "polygons", "quads", "groundings", "questions"),
+    "dropped",
+)
 
 
 def _totals(record: Record) -> dict[str, int]:

@@ -248,6 +248,11 @@ class Record:
         """`(width, height)` in pixels."""
         return self.width, self.height
 
+    @property
+    def num_dropped(self) -> int:
+        """Texts, regions, groundings, questions, labels and spans that filters dropped."""
+        return sum(map(is_dropped, _annotations(self)))
+
     def kept(self) -> "Record":
         """The record without what filters dropped: what is learnt from and counted."""
         if not _has_dropped(self):

@@ -104,7 +104,7 @@ class RecordStore(Sequence[Record]):
             raise IndexError(f"record {i} of {self._length} in {self.directory}")
         i %= self._length
         try:
-            return parse(self._open()[i], None if self._images is None else self._images.image)
+            return parse(self._open()[i], self.image_elsewhere)
         except (RecordError, ValueError, RuntimeError, IndexError) as error:
             raise UserError(
                 f"{self.directory}: record {i} of split {self.split!r} cannot be read ({error}); "
@@ -114,11 +114,13 @@ class RecordStore(Sequence[Record]):
     def image(self, index: int) -> bytes:
         """The encoded image of a record, without its annotations."""
         found = parse_image(self._open()[index])
-        if isinstance(found, bytes):
-            return found
+        return found if isinstance(found, bytes) else self.image_elsewhere(found)
+
+    def image_elsewhere(self, index: int) -> bytes:
+        """The image of a record of the store that has the images of this one."""
         if self._images is None:
-            raise RecordError(f"the image is that of record {found} of a store that is not named")
-        return self._images.image(found)
+            raise RecordError(f"the image is that of record {index} of a store that is not named")
+        return self._images.image(index)
 
     def __repr__(self) -> str:  # Grain keeps it in checkpoints to notice another source.
         return f"RecordStore({str(self.directory)!r}, {self.split!r}, {self._length} records)"

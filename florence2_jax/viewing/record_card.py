@@ -37,13 +37,16 @@ _SPECK_SHARE, _NUM_LABELLED = 0.004, 8
 def record_card(record: Record, image: str) -> str:
     """The image with all places of a record, and all that is said about it beside it.
 
+    What filters dropped is counted, not shown: the report of a round shows it.
+
     Elements that speak of one annotation name it: places by `data-link` (`r0`; `g0s1` the second
     phrase of the first grounding), texts by `data-note`.
 
     Args:
         image: markup of the image, or of a note in its place.
     """
-    size = record.size
+    size, num_dropped = record.size, record.num_dropped
+    record = record.kept()
     grounded = list(_grounding_shapes(record))
     order = sorted(range(len(record.regions)), key=lambda k: -box_area(record.regions[k].box))
     shapes = [markup for markup, _ in grounded]
@@ -54,6 +57,7 @@ def record_card(record: Record, image: str) -> str:
         classes = "shy" if is_speck and len(order) > _NUM_LABELLED else ""
         chips.append(_region_chip(record.regions[k], k, size, classes))
     origin = f" · {escape(record.origin)}" if record.origin else ""
+    origin += f" · {num_dropped} dropped by filters" if num_dropped else ""
     parts = (
         _captions(record),
         _groundings(record),

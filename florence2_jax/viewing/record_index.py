@@ -41,7 +41,8 @@ class RecordIndex:
         self._has_scores = False
 
     def add(self, record: Record) -> None:
-        """Takes up a record; of its image only the size is looked at."""
+        """Takes up what filters kept of a record; of its image only the size is looked at."""
+        record = record.kept()
         tasks = [k for k, task in enumerate(TASKS.values()) if examples_of(record, task)]
         self._tasks.update(list(TASKS)[k] for k in tasks)
         origin = self._origins.add(origin_group(record.origin))

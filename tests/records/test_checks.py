@@ -471,6 +471,7 @@ def test_statistics_are_the_counts_of_a_store_made_by_hand(tmp_path):
         "quads": 0,
         "groundings": 2,
         "questions": 1,
+        "dropped": 0,
     }
     assert report["categories"] == {"cat": 1, "hot dog": 1}
     letters = statistics([a], count_tokens=len)

@@ -34,6 +34,7 @@ from florence2_jax.records.columns import (
     record_to_example,
     serialize,
 )
+from florence2_jax.records.inspection import check_store, statistics
 from florence2_jax.records.journal import journal
 from florence2_jax.records.ledger import Ledger
 from florence2_jax.records.store import Plan, RecordStore, split_by_hash, splits_of, write_store
@@ -597,6 +598,9 @@ def test_what_is_dropped_stays_in_the_store_and_is_not_kept():
     assert not kept.regions[1].polygons
     assert [grounding.spans for grounding in kept.groundings] == [(span,)]
     assert kept.kept() is kept
+    assert record.num_dropped == 5
+    totals = statistics([record])["totals"]
+    assert (totals["texts"], totals["regions"], totals["dropped"]) == (1, 2, 5)
 
 
 def reread(place: tuple[str, int], ledger: Ledger, directory: Path) -> schema.Record:
@@ -624,6 +628,7 @@ def test_a_store_refers_to_the_images_of_another(tmp_path):
     images = [record.image for record in source]
     assert [record.image for record in store] == images[1:30:2]
     assert store.image(2) == images[5]
+    assert check_store(rounds)["num_problems"] == 0
     stored = b"".join(data for name, data in files.items() if "array_record" in name)
     assert not any(image in stored for image in images)
     shutil.move(base, tmp_path / "elsewhere")
