@@ -25,6 +25,7 @@ COMMANDS = {
     "score": "the literature's metrics over result files of any model, without a model",
     "convert": "checkpoints, tokenizer and processor to and from PyTorch, both ways",
     "records": "make, import, check, count and look at FLD records",
+    "annotate": "make labels: specialists annotate, filters clean, trained models refine",
     "audit": "freeze images that the data engine never learns from, judge them, guard its rounds",
     "plan": "will a run fit its TPUs, how fast is it: by the TPU compiler, without a TPU",
     "checkpoint": "list what a run has saved, verify it against its digests",

@@ -232,14 +232,14 @@ def _specialists(report: Mapping[str, Any]) -> Iterator[str]:
     for one in report["specialists"]:
         made = ", ".join(f"{num:,} {what}" for what, num in one["made"].items())
         failures = ", ".join(f"{num:,} {why}" for why, num in one["failures"].items())
-        cost = "–" if one["money_usd"] is None else f"{one['money_usd']:.2f}"
+        cost = "–" if one["money"] is None else f"{one['money']:.2f}"
         rows.append(
             f"<tr><td>{escape(one['name'])} {escape(one['version'])}</td>"
             f'<td class="num">{one["images"]:,}</td><td>{escape(made)}</td>'
             f'<td>{escape(failures) or "–"}</td><td class="num">{one["s_per_image"]:.3f}</td>'
             f'<td class="num">{cost}</td></tr>'
         )
-    yield table(head_cells("Specialist", "#images", "Made", "Failed", "#s an image", "#US$"), rows)
+    yield table(head_cells("Specialist", "#images", "Made", "Failed", "#s an image", "#cost"), rows)
 
 
 def _difference(report: Mapping[str, Any]) -> Iterator[str]:

@@ -70,7 +70,7 @@ def audit(round: int, recall: float, said: str = "kite") -> dict:
 PHASE_1 = {
     "specialists": [
         dict(name="a", version="1", images=5, failures={"time-out": 2}, made={"regions": 5},
-             s_per_image=0.25, money_usd=None)
+             s_per_image=0.25, money=None)
     ]
 }  # fmt: skip
 CHANGES = {"records": 5, "changed": 3, "kinds": {"boxes": {"counts": {"added": 4, "gone": 1}}}}

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
+from florence2_jax.engine.evidence import is_set_aside
 from florence2_jax.records.schema import (
     Grounding,
     Label,
@@ -72,10 +73,10 @@ def cleared(record: Record) -> Record:
     regions = (r for r in record.regions if r.provenance.name != MERGED or is_human(r))
     return dataclasses.replace(
         record,
-        texts=tuple(_with_mark(text, "") for text in record.texts),
+        texts=tuple(map(_unmarked, record.texts)),
         regions=tuple(map(_cleared_region, regions)),
         groundings=tuple(map(_cleared_grounding, record.groundings)),
-        questions=tuple(_with_mark(question, "") for question in record.questions),
+        questions=tuple(map(_unmarked, record.questions)),
     )
 
 
@@ -148,6 +149,11 @@ def _with_mark(annotation: Any, reason: str) -> Any:
     return dataclasses.replace(annotation, provenance=dataclasses.replace(maker, dropped=reason))
 
 
+def _unmarked(annotation: Any) -> Any:
+    """Without the mark of a filter; what a round has set aside stays so."""
+    return annotation if is_set_aside(annotation.provenance) else _with_mark(annotation, "")
+
+
 def _marked_each(annotations: tuple[Any, ...], reasons: Mapping[tuple[int, ...], str]) -> Any:
     return tuple(
         _with_mark(annotation, reasons[i,])
@@ -161,11 +167,11 @@ def _marked_each(annotations: tuple[Any, ...], reasons: Mapping[tuple[int, ...],
 
 
 def _cleared_region(region: Region) -> Region:
-    own = dataclasses.replace(region.provenance, dropped="")
+    own = _unmarked(region).provenance
 
     def clear(maker: Provenance | None) -> Provenance | None:
         # The maker was only written down to be marked where it is that of the box.
-        if maker is None or not maker.dropped:
+        if maker is None or not maker.dropped or is_set_aside(maker):
             return maker
         maker = dataclasses.replace(maker, dropped="")
         return None if maker == own else maker
@@ -205,7 +211,7 @@ def _marked_label(label: Label, own: Provenance, reason: str) -> Label:
 
 
 def _cleared_grounding(grounding: Grounding) -> Grounding:
-    grounding = _with_mark(grounding, "")
+    grounding = _unmarked(grounding)
     if not any(span.dropped for span in grounding.spans):
         return grounding
     groups: dict[Any, list[Span]] = defaultdict(list)

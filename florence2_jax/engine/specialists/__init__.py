@@ -28,6 +28,7 @@ TYPES: dict[str, str] = {
     "chat": "chat.Chat",
     "http": "http_annotator.HttpAnnotator",
     "human": "human.HumanLabels",
+    "imperfect": "imperfect.Imperfect",
 }
 """Of each type, where its class is: only the modules of types that are used are imported."""
 
