@@ -206,7 +206,7 @@ def _agreement(tables: Mapping[str, Any]) -> Iterator[str]:
         return
     yield (
         "<h2>Who agrees with whom</h2><p>Of what the maker of a row says, the share that the maker "
-        "of a column says too. What a person had said already was not added, and is not in here.</p>"
+        "of a column says too. What a person had said already was not added and is not counted.</p>"
     )
     for kind, one in told.items():
         makers = one["makers"]
