@@ -112,6 +112,7 @@ def test_every_type_is_made_from_its_settings_alone_and_says_what_it_makes(tmp_p
         "region_captions": dict(model="a/b", similarity_model="c/d"),
         "chat": dict(url="http://localhost:1/", model="m"),
         "http": dict(url="http://localhost:1/", kinds=["text_regions"]),
+        "imperfect": dict(truth=str(tmp_path)),
     }
     for type in TYPES:
         try:
