@@ -69,7 +69,7 @@ class LoadExamples:
     """Index of a record -> its image and `num_prompts` (prompt, target) pairs.
 
     A record that cannot be used (damaged, excluded, or without an example of these tasks) is
-    replaced by the next one that can, and is written to `set_aside`, once per process.
+    replaced by the next one that can, and is written to `set_aside`, once by each process.
     """
 
     store: RecordStore
@@ -229,9 +229,10 @@ class LoadExamples:
         return Written(ids, target.num_dropped)
 
     def _note(self, index: int, reason: str) -> None:
-        if self.set_aside is None or (self.name, index) in _noted:
+        place = self.set_aside, self.name, index
+        if self.set_aside is None or place in _noted:
             return
-        _noted.add((self.name, index))
+        _noted.add(place)
         note = {"store": self.name} if self.name else {}
         note |= {"index": index, "reason": reason}
         line = json.dumps(note, ensure_ascii=False) + "\n"
@@ -240,7 +241,7 @@ class LoadExamples:
             file.write(line)
 
 
-_noted: set[tuple[str, int]] = set()
+_noted: set[tuple[Path | None, str, int]] = set()
 
 
 class EmptyRecordError(ValueError):

@@ -15,6 +15,7 @@ import os
 import re
 import socket
 import threading
+import warnings
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -150,7 +151,10 @@ def connected(ray: Any, address: str, num_workers: int) -> Iterator[None]:
         if place := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address):
             # Ray itself would try for minutes, and then end the process.
             socket.create_connection((place[1], int(place[2])), timeout=10).close()
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
+        with warnings.catch_warnings():
+            # JAX warns of every fork; what Ray forks here becomes another program at once.
+            warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR", **own)
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(

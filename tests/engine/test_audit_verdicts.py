@@ -164,7 +164,7 @@ def _write_many(directory: str, who: str, number: int) -> None:
 
 def test_two_processes_lose_no_verdict(tmp_path):
     (tmp_path / "audit").mkdir()
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     args = [(str(tmp_path), who, 60) for who in ("Ada", "Bob")]
     writers = [context.Process(target=_write_many, args=one) for one in args]
     for writer in writers:
