@@ -46,14 +46,6 @@ class CombineConfig:
         if not 0 < self.human_iou <= 1:
             raise UserError(f"human_iou {self.human_iou}: not in (0, 1]")
 
-    @classmethod
-    def create(cls, **values: Any) -> "CombineConfig":
-        """From a run file. Raises UserError for unknown keys."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(values.keys() - known):
-            raise UserError(f"combining: unknown keys {unknown}; there are {sorted(known)}")
-        return cls(**values)
-
 
 def combine(
     record: Record,

@@ -68,14 +68,14 @@ class FilterConfig:
             UserError: on an unknown key, or a value of another type or out of its range.
         """
         values = dict(values)
-        sections = {field.name: field.type for field in dataclasses.fields(cls)}
+        sections: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(cls)}
         refuse_unknown("filter.", values, sections)
         for name, value in values.items():
             if name == "filters":
                 values[name] = texts("filter.filters", value)
                 refuse_unknown("filter.filters: ", dict.fromkeys(values[name]), FILTERS)
-            elif not isinstance(value, sections[name]):  # type: ignore[arg-type]
-                values[name] = section(sections[name], f"filter.{name}", value)  # type: ignore
+            elif not isinstance(value, sections[name]):
+                values[name] = section(sections[name], f"filter.{name}", value)
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from florence2_jax.engine.filter import FilterConfig, filter_store
 from florence2_jax.engine.round_config import round_folder
 from florence2_jax.engine.round_files import CONFIG, Tell, filter_values, read_config
 from florence2_jax.records.journal import write_file
@@ -37,8 +38,6 @@ def refilter(
     Raises:
         UserError: if there is no such round, a later one has learnt from it, or a value is unfit.
     """
-    from florence2_jax.engine.filter import FilterConfig, filter_store
-
     workdir = Path(workdir).absolute()
     config = read_config(workdir)
     folder = round_folder(workdir, round)

@@ -6,8 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from florence2_jax.engine.auditing.guard import GuardConfig
+from florence2_jax.engine.combining import CombineConfig
 from florence2_jax.engine.evidence import RefineConfig
+from florence2_jax.engine.filter import FilterConfig
+from florence2_jax.engine.scaling import ScalingConfig
+from florence2_jax.engine.specialists import create
 from florence2_jax.records.store import splits_of
+from florence2_jax.training.config import RunConfig
+from florence2_jax.training.optimizer import learning_rate
 from florence2_jax.training.sections import refuse_unknown, section
 from florence2_jax.typing import UserError
 
@@ -65,11 +72,11 @@ class EngineConfig:
     audit: AuditConfig
     specialists: tuple[Mapping[str, Any], ...]
     rounds: int
-    combine: Mapping[str, Any]
-    scale: Mapping[str, Any]
+    combine: CombineConfig
+    scale: ScalingConfig
     filter: Mapping[str, Any]
     refine: RefineConfig
-    guard: Mapping[str, Any]
+    guard: GuardConfig
     train: Mapping[str, Any]
     predict: tuple[Mapping[str, Any], ...]
     sparse: Mapping[str, SparseConfig]
@@ -97,16 +104,17 @@ class EngineConfig:
             audit=section(AuditConfig, "audit", config.get("audit", {})),
             specialists=_specialists(config["specialists"]),
             rounds=_count(config.get("rounds", 0)),
+            combine=section(CombineConfig, "combine", config.get("combine", {})),
+            scale=section(ScalingConfig, "scale", config.get("scale", {})),
             refine=section(RefineConfig, "refine", config.get("refine", {})),
+            guard=section(GuardConfig, "guard", config.get("guard", {})),
             sparse=sparse,
             human_shares=_shares(config.get("human_shares", ())),
             start=config.get("start", "previous"),
             final_model=bool(config.get("final_model", False)),
             predict=_predict(_mapping(config, "predict")),
-            **{
-                name: _mapping(config, name)
-                for name in ("combine", "scale", "filter", "guard", "train")
-            },
+            filter=_mapping(config, "filter"),
+            train=_mapping(config, "train"),
         )
         engine._check()
         return engine
@@ -120,11 +128,6 @@ class EngineConfig:
         return self.rounds + (self.final_model and self.rounds > 0)
 
     def _check(self) -> None:
-        from florence2_jax.engine.annotate import CombineConfig, ScalingConfig
-        from florence2_jax.engine.audit import GuardConfig
-        from florence2_jax.engine.filter import FilterConfig
-        from florence2_jax.engine.specialists import create
-
         if self.source.split not in (known := splits_of(self.source.records)):
             raise UserError(f"source.split: {self.source.split!r} is none of {sorted(known)}")
         if not 0 < self.audit.fraction < 1:
@@ -132,19 +135,12 @@ class EngineConfig:
         if self.start not in ("previous", "fresh"):
             raise UserError(f"start: {self.start!r} is neither previous nor fresh")
         FilterConfig.create(self.filter)
-        GuardConfig.create(self.guard)
-        CombineConfig.create(**self.combine)
-        ScalingConfig.create(**self.scale)
         for one in self.specialists:
             create(**{k: v for k, v in one.items() if k not in ("min_workers", "max_workers")})
         if self.rounds:
             self._check_training()
 
     def _check_training(self) -> None:
-        from florence2_jax.engine.specialists import create
-        from florence2_jax.training.config import RunConfig
-        from florence2_jax.training.optimizer import learning_rate
-
         if not self.train:
             raise UserError("train: rounds of refinement need it, as in the run file of a training")
         inputs = dict(self.train.get("input", {}))

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from florence2_jax.engine.audit import exclude_list
 from florence2_jax.engine.round_config import EngineConfig, SparseConfig, round_folder
 from florence2_jax.engine.subsets import with_humans, write_changed
 from florence2_jax.records.journal import write_file
 from florence2_jax.records.writing import INFO
+from florence2_jax.training import loop
 from florence2_jax.typing import UserError
 
 
@@ -66,8 +68,6 @@ def _train(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     done = workdir.with_name(f"{workdir.name}.json")
     if done.is_file():
         return json.loads(done.read_text("utf-8"))
-    from florence2_jax.training import loop
-
     report = loop.run(config, workdir)
     if not report["stopped"]:
         write_file(done, json.dumps(report, indent=1))
@@ -123,6 +123,4 @@ def _write_human(
 
 def _unseen(workdir: Path) -> dict[str, str]:
     """Keeps the frozen images out of training, whatever store they might be in."""
-    from florence2_jax.engine.audit import exclude_list
-
     return {"exclude": str(exclude_list(workdir)), "on_excluded": "drop"}

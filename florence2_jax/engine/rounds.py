@@ -28,13 +28,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from florence2_jax.engine import audit
+from florence2_jax.engine.annotate import annotate
+from florence2_jax.engine.auditing.matching import match_kinds
 from florence2_jax.engine.calibrated import calibrated, fit
 from florence2_jax.engine.difference import difference
+from florence2_jax.engine.filter import FilterConfig, filter_record, filter_store
 from florence2_jax.engine.filters.marking import maker_of
 from florence2_jax.engine.refine import refine_store
+from florence2_jax.engine.report import write_report
 from florence2_jax.engine.round_config import EngineConfig, SparseConfig, round_folder
 from florence2_jax.engine.round_files import Tell, by_specialist, claim, filter_values
 from florence2_jax.engine.round_training import train_round, train_specialist
+from florence2_jax.engine.specialists import create
 from florence2_jax.engine.specialists.base import KINDS, Kind
 from florence2_jax.engine.subsets import bare, joined, write_changed
 from florence2_jax.records.journal import write_file
@@ -112,8 +118,6 @@ class _Loop:
     # The stages.
 
     def _freeze(self) -> None:
-        from florence2_jax.engine import audit
-
         settings = self.engine.audit
         self.tell("freezing the audited split", 0, 0)
         audit.freeze(
@@ -155,8 +159,6 @@ class _Loop:
 
     def _judge(self, number: int) -> list[str]:
         """The reasons for which the guard would stop; the audit is written."""
-        from florence2_jax.engine import audit
-
         folder = round_folder(self.workdir, number)
         if not (folder / "guard.json").is_file():
             self._predict(self.bare, folder / "audited", number)
@@ -165,7 +167,7 @@ class _Loop:
                 audit.RoundAudit.from_json(self._read(n, "audit.json"))
                 for n in range(1, number + 1)
             ]
-            decision = audit.guard(audits, audit.GuardConfig.create(self.engine.guard))
+            decision = audit.guard(audits, self.engine.guard)
             self._write(number, "guard.json", decision.to_json())
         return list(self._read(number, "guard.json")["reasons"])
 
@@ -208,29 +210,24 @@ class _Loop:
     def _annotate(
         self, source: Path, directory: Path, specialists: Sequence[Mapping[str, Any]], number: int
     ) -> None:
-        from florence2_jax.engine import annotate
-        from florence2_jax.engine.audit import SPLIT
-
         if (directory / INFO).is_file():
             return
         what = "the audited split" if source == self.bare else "images"
 
-        annotate.annotate(
+        annotate(
             source,
             directory,
             specialists,
             round=number,
-            splits=(SPLIT if source == self.bare else self.split,),
-            combining=annotate.CombineConfig.create(**self.engine.combine),
-            scaling=annotate.ScalingConfig.create(**self.engine.scale),
+            splits=(audit.SPLIT if source == self.bare else self.split,),
+            combining=self.engine.combine,
+            scaling=self.engine.scale,
             on_progress=by_specialist(self.tell, f"round {number}: annotating {what}"),
             **self.where,
         )
 
     def _predict(self, source: Path, directory: Path, number: int) -> set[str]:
         """Lets the round's model annotate; the ids it failed at."""
-        from florence2_jax.engine.audit import SPLIT
-
         folder = round_folder(self.workdir, number)
         model = {"type": "checkpoint", "model": str(folder / "model")}
         main = [model | dict(settings) for settings in self.engine.predict]
@@ -243,7 +240,7 @@ class _Loop:
             stores.append((directory.with_name(f"{directory.name}-{name}"), one.categories))
             self._annotate(source, stores[-1][0], [main[0] | tuned], number)
         if sparse and not (directory / INFO).is_file():
-            split = SPLIT if source == self.bare else self.split
+            split = audit.SPLIT if source == self.bare else self.split
             change = functools.partial(joined, others=tuple(stores), split=split)
             job = {"format": "joined", "stores": [str(path) for path, _ in stores]}
             write_changed(own, directory, change, job, splits=(split,))
@@ -251,10 +248,6 @@ class _Loop:
 
     def _measure(self, number: int, predicted: Path) -> None:
         """Judges what a round says of the frozen split; writes `audit.json`."""
-        from florence2_jax.engine import audit
-        from florence2_jax.engine.auditing.matching import match_kinds
-        from florence2_jax.engine.filter import FilterConfig, filter_record
-
         if (round_folder(self.workdir, number) / "audit.json").is_file():
             return
         said = list(RecordStore(predicted, audit.SPLIT))
@@ -282,8 +275,6 @@ class _Loop:
         self._write(number, "audit.json", judged.to_json())
 
     def _filter(self, number: int) -> None:
-        from florence2_jax.engine.filter import FilterConfig, filter_store
-
         folder = round_folder(self.workdir, number)
         if (folder / "filtered" / INFO).is_file() and (folder / "filter.json").is_file():
             return
@@ -298,8 +289,6 @@ class _Loop:
 
     def _report(self, number: int) -> dict[str, Any]:
         """The round in numbers; its page is written."""
-        from florence2_jax.engine.report import write_report
-
         folder = round_folder(self.workdir, number)
         report = self._numbers(number)
         if (folder / "report.html").is_file():
@@ -327,8 +316,6 @@ class _Loop:
 
     def _asked(self, number: int) -> list[Kind]:
         """The kinds that a round's specialists, or its models, are asked for."""
-        from florence2_jax.engine.specialists import create
-
         makers = [{"type": "checkpoint", "model": "", **one} for one in self.engine.predict]
         hints = ("min_workers", "max_workers")  # Of how it runs, beside the settings.
         made = [

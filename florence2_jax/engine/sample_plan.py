@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from florence2_jax.engine.annotate import annotate
+from florence2_jax.engine.extrapolation import SampleRules, extrapolate
 from florence2_jax.engine.round_config import EngineConfig
 from florence2_jax.engine.subsets import write_spread
 
@@ -40,22 +42,18 @@ def plan_by_sample(
     Raises:
         UserError: if the run file is unfit, or the sample says too little.
     """
-    from florence2_jax.engine.annotate import CombineConfig, ScalingConfig, annotate
-    from florence2_jax.engine.extrapolation import SampleRules, extrapolate
-
     engine = EngineConfig.create({**config, "rounds": 0})
     source, split = Path(engine.source.records).absolute(), engine.source.split
     directory = Path(directory).absolute()
     images = directory / f"images-{sample}"
     sample = write_spread(source, images, split, sample)
-    scaling = ScalingConfig.create(**engine.scale)
-    scaling = dataclasses.replace(scaling, images_per_part=max(1, sample // NUM_PARTS))
+    scaling = dataclasses.replace(engine.scale, images_per_part=max(1, sample // NUM_PARTS))
     annotate(
         images,
         directory / f"annotated-{sample}",
         engine.specialists,
         splits=(split,),
-        combining=CombineConfig.create(**engine.combine),
+        combining=engine.combine,
         scaling=scaling,
         num_workers=num_workers,
         ray=ray,

@@ -16,7 +16,6 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from florence2_jax.engine.parts import Range, Summary
 from florence2_jax.engine.specialists.base import Resources
@@ -57,14 +56,6 @@ class ScalingConfig:
                 raise UserError(f"{name} {getattr(self, name)}: must be 1 or more")
         if self.straggler_factor <= 1:
             raise UserError(f"straggler_factor {self.straggler_factor}: must be more than 1")
-
-    @classmethod
-    def create(cls, **values: Any) -> "ScalingConfig":
-        """From a run file. Raises UserError for unknown keys."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(values.keys() - known):
-            raise UserError(f"scaling: unknown keys {unknown}; there are {sorted(known)}")
-        return cls(**values)
 
 
 @dataclasses.dataclass

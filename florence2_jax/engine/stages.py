@@ -38,8 +38,7 @@ from florence2_jax.records.checks import ImageError, check_decodes, open_image
 from florence2_jax.records.columns import as_stored
 from florence2_jax.records.ledger import Ledger
 from florence2_jax.records.schema import Record
-from florence2_jax.records.splitting import KINDS as FIELDS
-from florence2_jax.records.splitting import open_store
+from florence2_jax.records.splitting import copy_record, open_store
 from florence2_jax.typing import UserError
 
 HUMAN_STAGE = 0
@@ -154,15 +153,8 @@ def record_at(job: Job, split: str, index: int, stage: int) -> Record:
 
 def make_record(unit: tuple[str, int], ledger: Ledger, *, job: Job) -> Record:
     """The record of the store that phase 1 leaves."""
-    split, index = unit
-    record = open_store(job.source, split)[index]
-    ledger.read("image")
-    ledger.keep("image")
-    for kind, field in FIELDS.items():
-        if num := len(getattr(record, field)):
-            ledger.read(kind, num)
-            ledger.keep(kind, num)
-    return _with_said(record, job, split, index, LAST_STAGE, ledger)
+    record = copy_record(unit, ledger, directory=job.source)
+    return _with_said(record, job, *unit, LAST_STAGE, ledger)
 
 
 def _with_said(

@@ -69,7 +69,7 @@ def plan_split(
             "is it the list of another store?"
         )
     job = {"format": "split", "store": str(directory), "by": how}
-    make = functools.partial(_copy, directory=directory)
+    make = functools.partial(copy_record, directory=directory)
     return Plan(units=units, make=make, job=job, ledger=ledger)
 
 
@@ -110,8 +110,9 @@ def _check_shares(shares: Mapping[str, float]) -> None:
         raise UserError(f"{error}; write them as train=0.9,val=0.1") from error
 
 
-def _copy(unit: tuple[str, int], ledger: Ledger, *, directory: Path) -> Record:
-    split, index = unit
+def copy_record(place: tuple[str, int], ledger: Ledger, *, directory: Path) -> Record:
+    """The record at `(split, index)` of a store; it and all it holds is counted as kept."""
+    split, index = place
     record: Any = open_store(directory, split)[index]
     ledger.read("image")
     ledger.keep("image")

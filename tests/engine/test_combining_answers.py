@@ -144,9 +144,8 @@ def test_an_answer_about_another_image_raises():
         combined(record(HUMAN_CAT), detr=Annotations(labels=((0, Label(text="cat")),)))
 
 
-def test_the_threshold_comes_from_the_run_file():
-    config = CombineConfig.create(human_iou=0.99)
+def test_the_threshold_is_a_setting():
+    config = CombineConfig(human_iou=0.99)
     found = Annotations(regions=(region((10, 10, 50, 49), "cat"),))
     assert len(combine(record(HUMAN_CAT), {"detr": found}, 0, config=config).regions) == 2
-    assert "unknown keys ['iou']" in message(lambda: CombineConfig.create(iou=0.5))
-    assert "not in (0, 1]" in message(lambda: CombineConfig.create(human_iou=0))
+    assert "not in (0, 1]" in message(lambda: CombineConfig(human_iou=0))

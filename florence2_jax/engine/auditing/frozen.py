@@ -24,7 +24,6 @@ from PIL import Image
 
 from florence2_jax.records.checks import ImageError
 from florence2_jax.records.journal import difference, write_file
-from florence2_jax.records.ledger import Ledger
 from florence2_jax.records.overlap import (
     Match,
     check_installed,
@@ -32,8 +31,7 @@ from florence2_jax.records.overlap import (
     read_list,
     thumbnail,
 )
-from florence2_jax.records.schema import Record
-from florence2_jax.records.splitting import KINDS, open_store
+from florence2_jax.records.splitting import copy_record
 from florence2_jax.records.store import RecordStore
 from florence2_jax.records.writing import Plan, split_by_hash, write_store
 from florence2_jax.typing import UserError
@@ -126,7 +124,7 @@ def freeze(
     store = RecordStore(source, split)
     chosen = _choose(store, settings)
     frozen = folder / _FROZEN
-    make = functools.partial(_copy, directory=source)
+    make = functools.partial(copy_record, directory=source)
     job = {"format": "frozen"} | settings
     units = [(split, index) for index in chosen]
     write_store(frozen, Plan(units={SPLIT: units}, make=make, job=job), name="frozen")
@@ -227,16 +225,6 @@ def _choose(store: RecordStore, settings: dict[str, Any]) -> list[int]:
             "fraction or count"
         )
     return chosen
-
-
-def _copy(unit: tuple[str, int], ledger: Ledger, *, directory: Path) -> Record:
-    split, index = unit
-    record: Any = open_store(directory, split)[index]
-    for kind, num in [("image", 1)] + [(k, len(getattr(record, f))) for k, f in KINDS.items()]:
-        if num:
-            ledger.read(kind, num)
-            ledger.keep(kind, num)
-    return record
 
 
 def _copies(

@@ -18,7 +18,7 @@ It looks at the newest audit beside the earlier ones, and stops for
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from florence2_jax.engine.auditing.matching import Counts
@@ -48,14 +48,6 @@ class GuardConfig:
         for name in ("min_truths", "min_vanished"):
             if getattr(self, name) < 1:
                 raise UserError(f"guard.{name}: {getattr(self, name)} must be at least 1")
-
-    @classmethod
-    def create(cls, values: Mapping[str, Any]) -> "GuardConfig":
-        """Of a run file. Raises UserError for a key that is none."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        if unknown := sorted(set(values) - set(known)):
-            raise UserError(f"guard: unknown {', '.join(unknown)}; there are {', '.join(known)}")
-        return cls(**values)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
