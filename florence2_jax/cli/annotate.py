@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2_jax.cli.main import leaf
-from florence2_jax.cli.records.terminal import number, positive, print_table, say
+from florence2_jax.cli.terminal import number, positive, print_table, say
 from florence2_jax.typing import UserError
 
 _EXAMPLES = """examples:

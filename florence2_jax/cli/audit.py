@@ -6,13 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from florence2_jax.cli.main import leaf
-from florence2_jax.cli.records.terminal import (
-    Progress,
-    add_workers,
-    positive,
-    print_table,
-    say,
-)
+from florence2_jax.cli.records.terminal import add_workers
+from florence2_jax.cli.terminal import Progress, positive, print_table, say
 from florence2_jax.typing import UserError
 
 if TYPE_CHECKING:

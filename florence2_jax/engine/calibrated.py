@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy.optimize import isotonic_regression
 
 from florence2_jax.engine.refine_regions import claim, name_of, with_claim
 from florence2_jax.records.schema import Record, Region
@@ -24,8 +25,6 @@ _LEAST, _MOST = 0.01, 0.99
 
 def fit(scored: Sequence[tuple[float, bool]]) -> list[tuple[float, float]]:
     """Knots for scores with whether each was right; none for none."""
-    from scipy.optimize import isotonic_regression
-
     if not scored:
         return []
     rows = np.array(sorted(scored), float)

@@ -14,7 +14,6 @@ may be halved, and a run may go on with ranges of another length.
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from florence2_jax.engine.specialists.base import Annotations, Failure, Outcome
-from florence2_jax.records.journal import sync
+from florence2_jax.records.journal import locked, sync
 from florence2_jax.records.schema import RecordError
 from florence2_jax.typing import UserError
 
@@ -212,13 +211,8 @@ def held(folder: Path) -> Iterator[None]:
         UserError: if another process has it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{folder}: another process is annotating here; wait for it or stop it"
-            ) from error
+    busy = f"{folder}: another process is annotating here; wait for it or stop it"
+    with locked(folder / "lock", busy):
         for leftover in folder.glob("*/*.tmp*"):
             leftover.unlink(missing_ok=True)
         yield

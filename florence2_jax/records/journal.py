@@ -28,13 +28,8 @@ def journal(directory: Path, job: Mapping[str, Any]) -> Iterator[None]:
             f"{directory}: is not empty and holds no store; give a new or empty directory"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{directory}: another process is writing this store; wait for it or stop it"
-            ) from error
+    busy = f"{directory}: another process is writing this store; wait for it or stop it"
+    with locked(folder / "lock", busy):
         if (folder / "job.json").is_file():
             started = json.loads((folder / "job.json").read_text("utf-8"))
             if started != job:
@@ -48,6 +43,21 @@ def journal(directory: Path, job: Mapping[str, Any]) -> Iterator[None]:
             leftover.unlink()
         yield
         remove_journal(directory)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Holds a lock of this name for one process, as long as it lives.
+
+    Raises:
+        UserError: with the text `busy`, if another process holds it.
+    """
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(busy) from error
+        yield
 
 
 def difference(old: Any, new: Any, path: str = "") -> str:

@@ -240,7 +240,7 @@ def test_a_bar_with_the_time_left_after_two_seconds():
     """On a real terminal, and nothing on anything else."""
     script = """if True:
         import time
-        from florence2_jax.cli.records.terminal import Progress
+        from florence2_jax.cli.terminal import Progress
         with Progress("records") as progress:
             for _ in progress.over(range(60), 60):
                 time.sleep(0.06)

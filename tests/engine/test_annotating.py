@@ -20,7 +20,6 @@ from florence2_jax.engine.scaling import ScalingConfig
 from florence2_jax.engine.specialists.base import Annotations, Outcome
 from florence2_jax.records.schema import Record, Region
 from florence2_jax.records.store import RecordStore
-from florence2_jax.typing import UserError
 
 NUM = 16
 SMALL = ScalingConfig(images_per_part=4, straggler_min_s=0.5)

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from florence2_jax.cli.main import leaf
-from florence2_jax.cli.records.terminal import Progress, add_workers, print_table, say, write
+from florence2_jax.cli.records.terminal import add_workers, write
+from florence2_jax.cli.terminal import Progress, print_table, say
 
 _MERGE_EXAMPLES = """examples:
   florence2-jax records merge runs/coco runs/refcoco runs/merged --key name

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from florence2_jax.cli.main import leaf
-from florence2_jax.cli.records.terminal import add_workers, positive, say, write
+from florence2_jax.cli.records.terminal import add_workers, write
+from florence2_jax.cli.terminal import positive, say
 
 _IMPORT_EXAMPLES = """examples:
   florence2-jax records import ~/coco ~/records/coco

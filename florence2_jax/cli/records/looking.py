@@ -10,15 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from florence2_jax.cli.main import leaf
-from florence2_jax.cli.records.terminal import (
-    Progress,
-    add_directory,
-    add_workers,
-    number,
-    positive,
-    print_table,
-    say,
-)
+from florence2_jax.cli.records.terminal import add_directory, add_workers
+from florence2_jax.cli.terminal import Progress, number, positive, print_table, say
 from florence2_jax.typing import UserError
 
 

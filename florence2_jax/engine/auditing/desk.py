@@ -5,15 +5,14 @@ Requests and answers are JSON. Whatever a request says is checked here; a `Reque
 is wrong with it.
 """
 
-import contextlib
 import dataclasses
 import datetime
-import fcntl
 import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,10 @@ from florence2_jax.engine.auditing.predictions import predictions
 from florence2_jax.engine.auditing.queue import Asked, Place, Queue, SamplingConfig, sample
 from florence2_jax.engine.auditing.verdicts import VerdictLog
 from florence2_jax.records.checks import ImageError
+from florence2_jax.records.journal import locked
 from florence2_jax.records.schema import Record, RecordError
 from florence2_jax.records.store import RecordStore
-from florence2_jax.typing import Box, UserError
+from florence2_jax.typing import Box
 from florence2_jax.viewing.page import LARGE, image_uri
 
 MAX_TEXT, MAX_NAME = 4_000, 80
@@ -166,21 +166,14 @@ class Desk:
         }
 
 
-@contextlib.contextmanager
-def only_server(directory: str | os.PathLike[str]) -> Iterator[None]:
+def only_server(directory: str | os.PathLike[str]) -> AbstractContextManager[None]:
     """Holds a workdir for one server, which alone knows who has which statement.
 
     Raises:
         UserError: if another process has it.
     """
-    with (audit_folder(directory) / "serving.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{directory}: another process serves this audit; open its page, or stop it"
-            ) from error
-        yield
+    busy = f"{directory}: another process serves this audit; open its page, or stop it"
+    return locked(audit_folder(directory) / "serving.lock", busy)
 
 
 def _without_images(store: RecordStore) -> list[Record]:

@@ -14,7 +14,6 @@ from florence2_jax.engine.specialists.transformers_model import (
     TransformersSpecialist,
     alike,
     image_inputs,
-    load_model,
     needs,
     on_device,
 )
@@ -36,21 +35,13 @@ class Detection(TransformersSpecialist):
     ignored: tuple[str, ...] = ("N/A",)
 
     family = "detection"
+    auto = "AutoModelForObjectDetection"
+    processor = "AutoImageProcessor"
     kinds = ("boxes",)
 
     def check(self) -> None:
         super().check()
         check_share("threshold", self.threshold)
-
-    def load(self) -> None:
-        self._module, self._processor = load_model(
-            "AutoModelForObjectDetection",
-            self.model,
-            revision=self.revision,
-            device=self.device,
-            dtype=self.dtype,
-            processor="AutoImageProcessor",
-        )
 
     def look(
         self, records: Sequence[Record], images: Sequence[Image.Image]

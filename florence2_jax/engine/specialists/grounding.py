@@ -20,7 +20,6 @@ from florence2_jax.engine.specialists.transformers_model import (
     INSTALL,
     TransformersSpecialist,
     as_numpy,
-    load_model,
     needs,
     on_device,
 )
@@ -48,6 +47,7 @@ class ZeroShotGrounding(TransformersSpecialist):
     spacy_model: str = ""
 
     family = "grounding"
+    auto = "AutoModelForZeroShotObjectDetection"
     kinds = ("groundings",)
 
     def check(self) -> None:
@@ -57,14 +57,7 @@ class ZeroShotGrounding(TransformersSpecialist):
 
     def load(self) -> None:
         self._nlp = load_parser(self.spacy_model)
-        self._module, self._processor = load_model(
-            "AutoModelForZeroShotObjectDetection",
-            self.model,
-            revision=self.revision,
-            device=self.device,
-            dtype=self.dtype,
-            processor="AutoProcessor",
-        )
+        super().load()
 
     def look(
         self, records: Sequence[Record], images: Sequence[Image.Image]

@@ -15,13 +15,21 @@ from florence2_jax.engine.specialists.base import (
 )
 from florence2_jax.engine.specialists.configured import Configured, check_kinds
 from florence2_jax.records.merging import Key, key_of
-from florence2_jax.records.schema import Provenance, Record, Region
+from florence2_jax.records.schema import (
+    Grounding,
+    Label,
+    Provenance,
+    Question,
+    Record,
+    Region,
+    Text,
+)
 from florence2_jax.records.store import RecordStore, splits_of
 from florence2_jax.typing import UserError
 
 MAKES: tuple[Kind, ...] = ("texts", "boxes", "text_regions", "groundings", "questions")
 
-_Annotation = TypeVar("_Annotation")
+_Annotation = TypeVar("_Annotation", Text, Label, Region, Grounding, Question)
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -115,7 +123,7 @@ def _is_of_people(provenance: Provenance | None) -> bool:
 
 
 def _of_people(annotations: tuple[_Annotation, ...]) -> tuple[_Annotation, ...]:
-    return tuple(a for a in annotations if _is_of_people(getattr(a, "provenance")))  # noqa: B009
+    return tuple(a for a in annotations if _is_of_people(a.provenance))
 
 
 def _human_region(region: Region) -> Region:

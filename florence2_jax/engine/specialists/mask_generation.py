@@ -12,7 +12,6 @@ from florence2_jax.engine.specialists.base import Annotations
 from florence2_jax.engine.specialists.transformers_model import (
     INSTALL,
     TransformersSpecialist,
-    load_model,
     needs,
     on_device,
 )
@@ -41,17 +40,8 @@ class MaskGeneration(TransformersSpecialist):
     min_part: float = 0.02
 
     family = "masks"
+    auto = "AutoModelForMaskGeneration"
     kinds = ("masks",)
-
-    def load(self) -> None:
-        self._module, self._processor = load_model(
-            "AutoModelForMaskGeneration",
-            self.model,
-            revision=self.revision,
-            device=self.device,
-            dtype=self.dtype,
-            processor="AutoProcessor",
-        )
 
     def look(
         self, records: Sequence[Record], images: Sequence[Image.Image]

@@ -38,6 +38,8 @@ class TransformersSpecialist(ImageSpecialist):
     dtype: str = "float32"
 
     family: ClassVar[str]
+    auto: ClassVar[str]  # Names of the classes that open the model and what feeds it.
+    processor: ClassVar[str] = "AutoProcessor"
     not_in_version = frozenset({"device"})
 
     def check(self) -> None:
@@ -52,6 +54,16 @@ class TransformersSpecialist(ImageSpecialist):
 
     def content(self) -> str:
         return model_digest(self.model)
+
+    def load(self) -> None:
+        self._module, self._processor = load_model(
+            self.auto,
+            self.model,
+            revision=self.revision,
+            device=self.device,
+            dtype=self.dtype,
+            processor=self.processor,
+        )
 
 
 def model_digest(model: str) -> str:
