@@ -49,6 +49,13 @@ def parser() -> argparse.ArgumentParser:
         "--round", action="store_true", help="let numbers change to fit into --dtype"
     )
     command.add_argument(
+        "--licence",
+        "--license",
+        metavar="NAME",
+        default="",
+        help="of the weights, for the model card, as hubs write it: apache-2.0 (the source's)",
+    )
+    command.add_argument(
         "--verify",
         action="store_true",
         help="run SRC and DST on random input, PyTorch's with transformers, and compare",
@@ -75,6 +82,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         dtype=args.dtype,
         rounds=args.round,
         ema=not args.last_step,
+        licence=args.licence,
     )
     console = Console(highlight=False)
     console.print(

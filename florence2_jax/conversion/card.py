@@ -13,6 +13,8 @@ from florence2_jax.models.config import Florence2Config
 from florence2_jax.models.florence2 import num_parameters
 from florence2_jax.training import workdir as workdir_lib
 from florence2_jax.training.checkpoint import Checkpoints
+from florence2_jax.training.goodput import read_goodput
+from florence2_jax.training.ledger import FILE as BOOKS
 from florence2_jax.version import __version__
 
 METRICS, README = "metrics.json", "README.md"
@@ -23,8 +25,8 @@ def facts(folder: Path) -> dict[str, Any]:
 
     Returns:
         JSON-able; `licence` (of the weights, "" where nobody has said it), and what there is of
-        `step`, `run` (the run file's values), `converted` (the facts of what a workdir was
-        converted from) and `metrics` (its `metrics.json`).
+        `step`, `run` (the run file's values), `seconds` and `starts` of its training, `converted`
+        (the facts of what a workdir was converted from) and `metrics` (its `metrics.json`).
     """
     if not is_workdir(folder):
         return {"name": folder.name, "licence": _licence(folder / README)}
@@ -34,6 +36,10 @@ def facts(folder: Path) -> dict[str, Any]:
         known["converted" if "converted" in values else "run"] = values.get("converted", values)
     with Checkpoints(folder / workdir_lib.CHECKPOINTS) as checkpoints:
         known["step"] = checkpoints.latest_step()
+    if (folder / BOOKS).is_file():
+        books = read_goodput(folder)
+        known["starts"] = len(books.attempts)
+        known["seconds"] = sum(books.seconds.values()) - books.seconds["down"]
     if (folder / METRICS).is_file():
         known["metrics"] = read_json(folder / METRICS)
     known["licence"] = known.get("converted", {}).get("licence", "")
@@ -45,7 +51,7 @@ def model_card(config: Florence2Config, known: Mapping[str, Any], *, layout: str
 
     Args:
         config: of the model.
-        known: from `facts`.
+        known: from `facts`; `title` before `name`, where there is one.
         layout: "hf" or "microsoft".
     """
     licence = known.get("licence") or "other"
@@ -64,10 +70,10 @@ def model_card(config: Florence2Config, known: Mapping[str, Any], *, layout: str
     return (
         f"---\nlicense: {licence}\nlibrary_name: {library}\npipeline_tag: image-text-to-text\n"
         "tags:\n- florence2\n- vision\n---\n\n"
-        f"# {known.get('name', 'Florence-2')}\n\n"
+        f"# {known.get('title') or known.get('name', 'Florence-2')}\n\n"
         "A Florence-2 model ([arXiv:2311.06242](https://arxiv.org/abs/2311.06242)): an image and a "
         f"task's prompt in, text with locations out.\n\n| | |\n|---|---|\n{table}\n\n{stated}{use}"
-        f"{_values('Metrics', known.get('metrics'))}"
+        f"{_metrics(known.get('metrics'))}"
         f"{_values('Run file', _without_folders(known.get('run')))}"
         f"{_values('Model', config.to_dict())}"
     )
@@ -105,6 +111,9 @@ def _run_rows(known: Mapping[str, Any]) -> dict[str, Any]:
         rows["converted from"] = f"`{converted.get('source', '')}`"
     if run:
         rows["steps"] = f"{known.get('step', 0):,}"
+        rows["seed"] = run.get("seed", "")
+        if "seconds" in known:
+            rows["time"] = f"{known['seconds'] / 3600:.1f} h in {known['starts']} start(s)"
         inputs = run.get("input", {})
         name = Path(str(inputs.get("records", ""))).name
         rows["data"] = f"`{name}`, split `{inputs.get('split', 'train')}`"
@@ -125,6 +134,31 @@ def _without_folders(values: Any) -> Any:
     if isinstance(values, str) and "/" in values:
         return Path(values).name
     return values
+
+
+def _metrics(report: Any) -> str:
+    """What `evaluate --json WORKDIR/metrics.json` left there; anything else as it is."""
+    if not isinstance(report, Mapping) or "tasks" not in report:
+        return _values("Metrics", report)
+    lines = []
+    for task in report["tasks"]:
+        name, value = next(iter(task["metrics"].items()))
+        low, high = task["intervals"].get(name) or (None, None)
+        numbers = (_number(x) for x in (value, low, high, task["blind"].get(name)))
+        lines.append(" | ".join((task["task"], name, *numbers, f"{task['num_examples']:,}")))
+    rows = "\n".join(f"| {line} |" for line in lines)
+    return (
+        f"## Metrics\n\nOf `florence2-jax evaluate` on `{Path(str(report['records'])).name}`, "
+        f"split `{report['split']}`: {report['num_records']:,} records, at most "
+        f"{report['per_record']} questions a record and task (0: all). The interval is over "
+        "resampled records; `blind` is the same model with the image of another record.\n\n"
+        "| task | metric | model | from | to | blind | questions |\n"
+        f"|---|---|---:|---:|---:|---:|---:|\n{rows}\n\n"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _values(title: str, values: Any) -> str:

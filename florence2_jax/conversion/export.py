@@ -41,6 +41,7 @@ def convert(
     dtype: str | None = None,
     rounds: bool = False,
     ema: bool = True,
+    licence: str = "",
 ) -> dict[str, Any]:
     """Writes a model as another kind of folder.
 
@@ -55,6 +56,7 @@ def convert(
         dtype: of the tensors, "float32" by default; a workdir has float32 always.
         rounds: whether numbers may change to fit `dtype`.
         ema: False for the parameters of the last step, where a workdir keeps an average too.
+        licence: of the weights, as hubs write it ("apache-2.0"); "" for what the source says.
 
     Returns:
         A report, JSON-able.
@@ -77,7 +79,8 @@ def convert(
     # Orbax copies what is not a JAX array before it writes.
     model = (load_pretrained if to == "jax" else read_pretrained)(folder, ema=ema)
     known = card.facts(folder)
-    known["name"] = _name(source)
+    known |= {"name": _name(source), "title": target.name}
+    known["licence"] = licence or known["licence"]
     num_parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
     width = 4 if to == "jax" else FLOATS[dtype or "float32"].itemsize
     copies = 4 * model.config.text.vocab_size * model.config.text.d_model * (to == "microsoft")

@@ -138,6 +138,27 @@ def test_a_workdir_with_metrics_and_a_run_tells_them(workdir, tmp_path):
     assert "/somewhere" not in card
 
 
+def test_the_card_has_the_table_of_an_evaluation_the_time_and_the_licence(workdir, tmp_path):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    (run / "config.json").write_text(json.dumps({"seed": 3, "input": {"records": "/private/coco"}}))
+    lines = [{"event": "start"}, {"event": "time", "steps": [0, 9], "seconds": {"step": 5400.0}}]
+    (run / "goodput.jsonl").write_text(
+        "".join(json.dumps({"attempt": "a", "time": i, **x}) + "\n" for i, x in enumerate(lines))
+    )
+    task = {"task": "od", "metrics": {"ap50": 0.51, "ap": 0.2}, "intervals": {"ap50": [0.4, 0.6]}}
+    task |= {"blind": {"ap50": None}, "num_examples": 1200}
+    report = {"records": "/private/coco", "split": "val", "num_records": 300, "per_record": 4}
+    (run / "metrics.json").write_text(json.dumps(report | {"tasks": [task]}))
+    convert(run, tmp_path / "blood-cells", "hf", licence="apache-2.0")
+    card = (tmp_path / "blood-cells" / "README.md").read_text()
+    assert card.startswith("---\nlicense: apache-2.0\n") and "not recorded" not in card
+    assert "\n# blood-cells\n" in card and "from `run`" in card and "/private" not in card
+    assert "| seed | 3 |" in card and "| time | 1.5 h in 1 start(s) |" in card
+    assert "| od | ap50 | 0.510 | 0.400 | 0.600 | - | 1,200 |" in card
+    convert(tmp_path / "blood-cells", tmp_path / "again", "microsoft")
+    assert "license: apache-2.0" in (tmp_path / "again" / "README.md").read_text()
+
+
 def test_a_target_with_something_in_it_is_left_alone(hf_folder, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty: give a new folder"):
