@@ -22,6 +22,7 @@ from florence2_jax.data.negatives import NamePool, NegativesConfig, vary_names
 from florence2_jax.data.packing import Written, fill_row, lay_out
 from florence2_jax.data.transforms import decode, decode_scaled, resize
 from florence2_jax.records.checks import ImageError
+from florence2_jax.records.excluded import Excluded
 from florence2_jax.records.schema import Record
 from florence2_jax.records.store import RecordStore
 from florence2_jax.tasks.registry import TASKS
@@ -79,7 +80,7 @@ class LoadExamples:
     part: int = 0  # Number of the store in the mixture.
     name: str = ""  # Its name there.
     pool: NamePool = dataclasses.field(default_factory=NamePool)  # For names that are absent.
-    excluded: frozenset[str] = frozenset()  # Ids of records that are not trained on.
+    excluded: Excluded = dataclasses.field(default_factory=Excluded)  # Is not trained on.
 
     def __call__(self, element: int, rng: np.random.Generator) -> Batch:
         """One row of a batch. Raises UserError if a thousand records in a row are unusable."""
@@ -100,8 +101,8 @@ class LoadExamples:
 
     def _row(self, record: Record, rng: np.random.Generator) -> Batch:
         spec = self.spec
-        if record.id in self.excluded:
-            raise EmptyRecordError(f"record {record.id} is in the list of input.exclude")
+        if why := self.excluded.why(record.id):
+            raise EmptyRecordError(why)
         # What finds no room in a packed row has a spare.
         number = 2 * spec.num_prompts if spec.pack_length else spec.num_prompts
         view, window = random_crop(
@@ -133,6 +134,8 @@ class LoadExamples:
             image = decode_scaled(record.image, (math.ceil(whole[0]), math.ceil(whole[1])))
         else:
             image = decode(record.image)
+        if why := self.excluded.why(record.id, image):
+            raise EmptyRecordError(why)
         box = None
         if window != (0, 0, width, height):
             across, down = image.width / width, image.height / height

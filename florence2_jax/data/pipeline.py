@@ -18,6 +18,7 @@ from florence2_jax.data.examples import examples_of
 from florence2_jax.data.loading import Batch, BatchSpec, LoadExamples
 from florence2_jax.data.mixture import WHOLE_RUN, Interleave, Mixture, Part, Stage
 from florence2_jax.data.negatives import NamePool, collect_names
+from florence2_jax.records.excluded import Excluded
 from florence2_jax.records.store import RecordStore
 from florence2_jax.tasks.registry import TASKS
 from florence2_jax.text.tokenizer import Tokenizer
@@ -36,7 +37,7 @@ def make_dataset(
     process_index: int = 0,
     process_count: int = 1,
     set_aside: Path | None = None,
-    excluded: frozenset[str] = frozenset(),
+    excluded: Excluded = Excluded(),
 ) -> grain.MapDataset:
     """The endless sequence of this host's batches; element `i` belongs to step `i`.
 
@@ -45,7 +46,7 @@ def make_dataset(
     carry `store` int64[B], the part of the mixture that `index` counts in.
 
     Args:
-        excluded: ids of records that are not trained on, in whichever store.
+        excluded: records and images that are not trained on, in whichever store.
 
     Raises:
         UserError: if the batch does not divide by the hosts.

@@ -23,7 +23,6 @@ import json
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt64
@@ -31,12 +30,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from florence2_jax.records.checks import ImageError, open_image, to_rgb
+from florence2_jax.records.excluded import image_hash
 from florence2_jax.records.store import RecordStore, splits_of
 from florence2_jax.typing import UserError
 
 MAX_DISTANCE = 14
 MIN_CORRELATION = 0.9
 _MIN_CONTRAST = 4.0  # Standard deviation of grey values, of 255.
+_WHAT = "looking for near copies"
 _SIDE = 128  # Of the thumbnail whose views are hashed, in pixels.
 _KEPT_SIDE = 64  # Of the one that candidates are compared by.
 _READ = 256  # Records a process reads at a time.
@@ -105,7 +106,7 @@ def find_overlap(
         UserError: if ImageHash is not installed, a store cannot be read, or there is no split
             "train".
     """
-    check_installed()
+    image_hash(_WHAT)
     places = [(training, split) for split in splits_of(training) if split != "train"]
     places += [(path, split) for path in evaluations for split in splits_of(path)]
     if not places:
@@ -125,28 +126,6 @@ def write_list(matches: Sequence[Match], path: Path) -> None:
     lines = (json.dumps(dataclasses.asdict(match), ensure_ascii=False) for match in matches)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
-
-
-def read_list(path: Path) -> frozenset[str]:
-    """The ids of training records in a list. Raises UserError if it is none."""
-    try:
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-        return frozenset(str(row["id"]) for row in rows)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: no list of records ({error}); write one with: florence2-jax records overlap"
-        ) from error
-
-
-def check_installed() -> Any:
-    """ImageHash. Raises UserError without it."""
-    try:
-        import imagehash
-    except ImportError as error:
-        raise UserError(
-            "records overlap needs ImageHash: pip install 'florence2-jax[engine]'"
-        ) from error
-    return imagehash
 
 
 def thumbnail(data: bytes) -> NDArray[np.uint8]:
@@ -208,7 +187,7 @@ def _rows(store: RecordStore, start: int, stop: int) -> list[tuple]:
 
 
 def _hashes(grey: NDArray[np.uint8]) -> UInt64[NDArray, "V"]:
-    imagehash = check_installed()
+    imagehash = image_hash(_WHAT)
     image = Image.fromarray(np.ascontiguousarray(grey))
     bits = [imagehash.phash(_cut(image, view)).hash.reshape(-1) for view in VIEWS]
     return np.packbits(np.stack(bits), axis=1).view(np.uint64)[:, 0]

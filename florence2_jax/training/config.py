@@ -76,7 +76,7 @@ class InputConfig:
     order: str = "random"
     drop: str = "smallest"  # Which regions go where a target does not hold them all.
     scaled_decode: bool = False  # Faster for photos twice as large as the model's; see transforms.
-    exclude: str = ""  # A list of `records overlap`: these records are not trained on, or
+    exclude: str = ""  # List of `records overlap` or `audit freeze`: not trained on; or
     on_excluded: str = "drop"  # with "refuse" the run does not start while the list has any.
     tasks: Mapping[str, float] = dataclasses.field(default_factory=lambda: {"all": 1.0})
     num_workers: int = 0  # Processes; with none, threads of this process load.

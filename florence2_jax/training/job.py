@@ -28,7 +28,7 @@ from florence2_jax.data.texts import store_texts
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.parallel import processes
 from florence2_jax.parallel.mesh import make_mesh
-from florence2_jax.records.overlap import read_list
+from florence2_jax.records.excluded import Excluded, read_excluded
 from florence2_jax.records.store import RecordStore
 from florence2_jax.text.tokenizer import Tokenizer
 from florence2_jax.training import workdir as workdir_lib
@@ -59,7 +59,7 @@ class Job:
     make_params: Callable[[], Any]
     initial: Any  # Parameters of others, where a run begins with them; else None.
     step: Step
-    excluded: frozenset[str]
+    excluded: Excluded
     trained: Trained
 
 
@@ -77,7 +77,7 @@ def prepare(config: Mapping[str, Any], workdir: Path) -> Job:
     run = RunConfig.create(config, workdir)
     timeout_s = run.hosts.barrier_timeout_s
     mixture = open_mixture(run, workdir)
-    excluded = excluded_ids(run)
+    excluded = read_exclusions(run)
     if processes.is_alone() and jax.process_count() > 1:
         raise UserError(
             f"JAX has {jax.process_count()} processes that cannot talk to each other; start the "
@@ -210,7 +210,7 @@ def check_disk(workdir: Path, state: TrainState) -> None:
 
 
 def _facts(
-    config: Mapping[str, Any], workdir: Path, mixture: Mixture, excluded: frozenset[str]
+    config: Mapping[str, Any], workdir: Path, mixture: Mixture, excluded: Excluded
 ) -> dict[str, str]:
     """What must be the same on every host, by its name; digests where it is long."""
     facts = {"code of florence2_jax": _code_digest(), "python": platform.python_version()}
@@ -220,7 +220,8 @@ def _facts(
     facts |= {f"config.{key}": repr(value) for key, value in _flat(config)}
     for part in mixture.parts:
         facts[f"{part.place} (records)"] = _store_digest(part.store)
-    facts["input.exclude (ids)"] = _digest(*sorted(excluded))
+    hashes = (f"{one:016x}" for one in sorted(excluded.hashes))
+    facts["input.exclude (list)"] = _digest(*sorted(excluded.ids), *hashes)
     return facts
 
 
@@ -276,18 +277,18 @@ def _check_shared(workdir: Path) -> None:
         time.sleep(0.1)
 
 
-def excluded_ids(run: RunConfig) -> frozenset[str]:
-    """Ids in the list of `input.exclude`. Raises UserError if the run refuses to leave them out."""
+def read_exclusions(run: RunConfig) -> Excluded:
+    """The list of `input.exclude`. Raises UserError if the run refuses to leave them out."""
     if not run.input.exclude:
-        return frozenset()
-    ids = read_list(Path(run.input.exclude))
-    if ids and run.input.on_excluded == "refuse":
+        return Excluded()
+    excluded = read_excluded(Path(run.input.exclude))
+    if excluded and run.input.on_excluded == "refuse":
         raise UserError(
-            f"input.exclude: {run.input.exclude} lists {len(ids)} training records that are in "
-            "evaluation data; write a store without them, or leave them out with "
+            f"input.exclude: {run.input.exclude} lists {len(excluded.ids)} training records that "
+            "are in evaluation data; write a store without them, or leave them out with "
             "--config.input.on_excluded=drop"
         )
-    return ids
+    return excluded
 
 
 def open_mixture(run: RunConfig, workdir: Path | None = None) -> Mixture:

@@ -25,7 +25,7 @@ from florence2_jax.training.black_box import to_json
 from florence2_jax.training.checkpoint import items_of, with_items
 from florence2_jax.training.config import RunConfig
 from florence2_jax.training.digests import digests
-from florence2_jax.training.job import choose_trained, excluded_ids, open_mixture
+from florence2_jax.training.job import choose_trained, open_mixture, read_exclusions
 from florence2_jax.training.optimizer import make_optimizer
 from florence2_jax.training.recording import Recording, read_recording
 from florence2_jax.training.saved_step import one_line, saved_steps
@@ -258,7 +258,7 @@ def _catch_up(
         tokenizer,
         run.batch_spec(),
         seed=run.seed,
-        excluded=excluded_ids(run),
+        excluded=read_exclusions(run),
     )
     first_step = int(state.step)
     batches = iterate(

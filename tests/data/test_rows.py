@@ -2,17 +2,23 @@
 """Views, absent names, excluded records and scaled decoding reach the rows of a batch."""
 
 import dataclasses
+import io
 import json
 
 import numpy as np
 import pytest
+from PIL import ImageOps
 
 from florence2_jax.data.augment import AugmentConfig
 from florence2_jax.data.loading import BatchSpec, LoadExamples
 from florence2_jax.data.mixture import parse_weights
 from florence2_jax.data.negatives import NegativesConfig, collect_names
 from florence2_jax.data.texts import store_texts
+from florence2_jax.data.transforms import decode
+from florence2_jax.records.excluded import Excluded, perceptual_hashes
+from florence2_jax.records.schema import Record
 from florence2_jax.records.store import RecordStore
+from florence2_jax.records.writing import Plan, write_store
 from florence2_jax.tasks.answers import parse_answer
 from florence2_jax.tasks.registry import TASKS
 from florence2_jax.text.tokenizer import Tokenizer
@@ -36,6 +42,10 @@ def store(scenes) -> RecordStore:
 @pytest.fixture(scope="module")
 def tokenizer(store) -> Tokenizer:
     return Tokenizer.train(store_texts(store), vocab_size=500)
+
+
+def kept(record: Record, ledger) -> Record:
+    return record
 
 
 def rows(load: LoadExamples, seed: int = 0) -> list[dict]:
@@ -85,7 +95,7 @@ def test_absent_names_have_empty_targets(store, tokenizer):
 
 
 def test_excluded_records_are_replaced_and_listed(store, tokenizer, tmp_path):
-    excluded = frozenset({store[3].id, store[4].id})
+    excluded = Excluded(frozenset({store[3].id, store[4].id}))
     set_aside = tmp_path / "set_aside.jsonl"
     load = LoadExamples(
         store=store, tokenizer=tokenizer, spec=SPEC, excluded=excluded, set_aside=set_aside,
@@ -99,6 +109,25 @@ def test_excluded_records_are_replaced_and_listed(store, tokenizer, tmp_path):
         ("excluded here", 4),
     ]
     assert all("input.exclude" in note["reason"] for note in notes)
+
+
+def test_a_copy_of_an_excluded_image_is_replaced_whatever_its_id(store, tokenizer, tmp_path):
+    out = io.BytesIO()
+    picture = ImageOps.mirror(decode(store[5].image))
+    picture.resize((96, 96)).save(out, "JPEG", quality=60)
+    copy = dataclasses.replace(store[5], id="another name", image=out.getvalue())
+    plan = Plan(units={"train": [store[0], copy, store[2]]}, make=kept, job={"test": 7})
+    write_store(tmp_path / "store", plan)
+    excluded = Excluded(
+        frozenset({store[5].id}), {perceptual_hashes(decode(store[5].image))[0]: store[5].id}
+    )
+    load = LoadExamples(
+        store=RecordStore(tmp_path / "store", "train"), tokenizer=tokenizer, spec=SPEC,
+        excluded=excluded, set_aside=tmp_path / "set_aside.jsonl",
+    )  # fmt: skip
+    assert [int(row["index"]) for row in rows(load)] == [0, 2, 2]
+    (note,) = map(json.loads, (tmp_path / "set_aside.jsonl").read_text().splitlines())
+    assert note["reason"].startswith(f"record another name looks like {store[5].id}")
 
 
 def test_scaled_decoding_of_images_of_the_right_size_changes_nothing(store, tokenizer):

@@ -2,9 +2,11 @@
 """What is frozen stays frozen, and training does not see it, under whatever name."""
 
 import dataclasses
+import io
 import json
 
 import pytest
+from PIL import Image
 
 from florence2_jax.cli.main import main
 from florence2_jax.engine import audit
@@ -12,7 +14,7 @@ from florence2_jax.records.overlap import write_list
 from florence2_jax.records.schema import Record
 from florence2_jax.records.store import RecordStore, splits_of
 from florence2_jax.training.config import RunConfig
-from florence2_jax.training.job import excluded_ids
+from florence2_jax.training.job import read_exclusions
 from florence2_jax.typing import UserError
 from tests.engine.audit_workdir import photo, record
 from tests.records.test_combining import store
@@ -93,13 +95,17 @@ def test_the_frozen_store_keeps_images_and_annotations(frozen, records):
     assert splits_of(audit.frozen_store(frozen[0])) == {"audit": 4}
 
 
-def test_a_run_refuses_what_is_frozen(frozen, small_run):
+def test_a_run_refuses_what_is_frozen(frozen, records, small_run):
     workdir, ids, twin = frozen
     small_run["input"] |= {"exclude": str(audit.exclude_list(workdir))}
-    assert excluded_ids(RunConfig.create(small_run)) == {*ids, twin}
+    excluded = read_exclusions(RunConfig.create(small_run))
+    assert excluded.why(ids[1]) and not excluded.why("unknown", Image.open(io.BytesIO(photo(999))))
+    renamed = copy_of(next(one for one in records if one.id == ids[1]), "never seen")
+    assert f"looks like {ids[1]}" in excluded.why(renamed.id, Image.open(io.BytesIO(renamed.image)))
+    assert excluded.ids == {*ids, twin}
     small_run["input"] |= {"on_excluded": "refuse"}
     with pytest.raises(UserError, match=r"input\.exclude.*5 training records"):
-        excluded_ids(RunConfig.create(small_run))
+        read_exclusions(RunConfig.create(small_run))
 
 
 def test_a_frozen_image_is_found_under_another_name(frozen, records, small_run, tmp_path):
@@ -116,7 +122,7 @@ def test_a_frozen_image_is_found_under_another_name(frozen, records, small_run, 
         "records": str(mine), "exclude": str(tmp_path / "list.jsonl"), "on_excluded": "refuse"
     }  # fmt: skip
     with pytest.raises(UserError, match="2 training records"):
-        excluded_ids(RunConfig.create(small_run))
+        read_exclusions(RunConfig.create(small_run))
     clean = store(tmp_path / "clean", train=rest)
     assert not audit.overlap_with_frozen(workdir, clean)
 

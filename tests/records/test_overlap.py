@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from florence2_jax.records.overlap import find_overlap, read_list, write_list
+from florence2_jax.records.excluded import Excluded, read_excluded
+from florence2_jax.records.overlap import find_overlap, write_list
 from florence2_jax.records.schema import Record
 from florence2_jax.typing import UserError
 from tests.records.test_combining import store
@@ -89,7 +90,7 @@ def test_equal_bytes_are_found_even_where_nothing_is_to_be_seen(tmp_path):
     [match] = find_overlap(training, [])  # Other splits of the store itself are evaluation.
     assert (match.id, match.evaluation_id, match.how) == ("a", "c", "same bytes")
     write_list([match], tmp_path / "list.jsonl")
-    assert read_list(tmp_path / "list.jsonl") == {"a"}
+    assert read_excluded(tmp_path / "list.jsonl") == Excluded(frozenset({"a"}))
 
 
 def test_processes_find_the_same(photos, evaluation, tmp_path):
@@ -108,4 +109,4 @@ def test_what_cannot_be_compared_is_refused(evaluation, tmp_path, photos):
         find_overlap(alone, [])
     (tmp_path / "list.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match="no list of records"):
-        read_list(tmp_path / "list.jsonl")
+        read_excluded(tmp_path / "list.jsonl")

@@ -20,16 +20,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from florence2_jax.records.checks import ImageError
+from florence2_jax.records.checks import ImageError, open_image
+from florence2_jax.records.excluded import image_hash, perceptual_hashes, read_excluded
 from florence2_jax.records.journal import difference, write_file
 from florence2_jax.records.overlap import (
     Match,
-    check_installed,
     find_overlap,
-    read_list,
-    thumbnail,
 )
 from florence2_jax.records.splitting import copy_record
 from florence2_jax.records.store import RecordStore
@@ -70,7 +66,7 @@ def frozen_ids(directory: str | os.PathLike[str]) -> frozenset[str]:
 
     Raises UserError if nothing was frozen.
     """
-    return read_list(exclude_list(directory))
+    return read_excluded(exclude_list(directory)).ids
 
 
 def freeze(
@@ -120,7 +116,7 @@ def freeze(
         return books
     _check_no_round(directory)
     if near_copies:
-        check_installed()
+        image_hash("freezing with near_copies")
     store = RecordStore(source, split)
     chosen = _choose(store, settings)
     frozen = folder / _FROZEN
@@ -276,17 +272,16 @@ def _write_list(
         record = store[index]
         if record.id in by_id:
             indices.add(index)
-            print_ = {"phash": _perceptual_hash(record.image)}
+            print_ = {"phash": _phash(record.image)}
             lines += [dataclasses.asdict(match) | print_ for match in by_id[record.id]]
     write_file(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     return indices
 
 
-def _perceptual_hash(image: bytes) -> str | None:
-    """64 bits in hexadecimal digits; None without ImageHash, or for what cannot be decoded."""
+def _phash(image: bytes) -> str | None:
+    """In hexadecimal digits; None without ImageHash, or for what is blank or cannot be decoded."""
     try:
-        grey = Image.fromarray(thumbnail(image))
-        return str(check_installed().phash(grey))
+        return next((f"{one:016x}" for one in perceptual_hashes(open_image(image))), None)
     except (ImageError, UserError):
         return None
 
