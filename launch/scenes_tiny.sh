@@ -23,3 +23,11 @@ florence=.venv/bin/florence2-jax
 "$florence" evaluate --model "$workdir" --records "$records" --split validation \
   --json "$workdir/metrics.json" --out "$workdir/evaluation"
 "$florence" convert "$workdir" "$model" --to hf --dtype float16 --round --licence apache-2.0
+cat >> "$model/README.md" <<'END'
+## How it was made
+
+`bash launch/scenes_tiny.sh` of florence2_jax draws the scenes, trains, evaluates and writes this
+folder. It was trained on nothing but drawn scenes of level easy (`florence2-jax records scenes`),
+which hold no personal data, on two CPU cores; about photos it has nothing to say. It is for trying
+things out. Its weights were rounded to 16 bits after the metrics were taken.
+END

@@ -11,4 +11,4 @@ setup_venv "test"
 .venv/bin/ruff check .
 .venv/bin/pyright
 # A process that crashes ends the run: pytest-xdist can wait for ever for the tests of a lost one.
-.venv/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 "$@"
+.venv/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 --durations 30 --durations-min 5 "$@"

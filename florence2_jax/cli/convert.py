@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         "transformers' or Microsoft's layout, or a hub name; DST is a new folder.",
         epilog=_EXAMPLES,
     )
-    command.add_argument("source", metavar="SRC", help="workdir, folder or hub name")
+    command.add_argument("source", metavar="SRC", help="workdir, folder, hub name or scenes-tiny")
     command.add_argument("target", metavar="DST", type=Path, help="a new folder")
     command.add_argument(
         "--to",

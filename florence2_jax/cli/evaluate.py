@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
     )
     add = command.add_argument
-    add("--model", required=True, help="workdir of a `train`, folder of transformers, or hub name")
+    add("--model", required=True, help="workdir, folder of transformers, hub name, or scenes-tiny")
     add("--records", required=True, metavar="DIR", help="a store of records")
     add("--split", help="(the store's held-out one)")
     add("--config", metavar="FILE:ROW", help="a row of the paper's tables, configs/evaluate_*.py")

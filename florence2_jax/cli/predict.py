@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
     )
     command.add_argument(
-        "--model", required=True, help="workdir of a `train`, folder of transformers, or hub name"
+        "--model", required=True, help="workdir, folder of transformers, hub name, or scenes-tiny"
     )
     command.add_argument(
         "--task", required=True, action="append", metavar="TASK", help="'<OD>' or od; repeatable"
