@@ -38,6 +38,7 @@ _UNSAID: dict[str, Any] = {
 
 _LENGTHS = ("max_length", "max_new_tokens", "min_length", "min_new_tokens", "length_penalty")
 _SAMPLING = ("do_sample", "temperature", "top_k", "top_p")
+_OURS = ("pool_locations",)  # transformers keeps them, and does nothing with them.
 
 _IDS = {
     "bos_token_id": BOS_ID,
@@ -227,7 +228,7 @@ def generation_from_torch(
         values = dict(config["text_config"]) if dialect == "microsoft" else {}
     options = {key: values.get(key, default) for key, default in unsaid.items()}
     options = {k: _UNSAID[k] if value is None else value for k, value in options.items()}
-    keys = (*_LENGTHS, *_SAMPLING) if values.get("do_sample") else _LENGTHS
+    keys = (*_LENGTHS, *_OURS, *(_SAMPLING if values.get("do_sample") else ()))
     return options | {key: values[key] for key in keys if values.get(key) is not None}
 
 

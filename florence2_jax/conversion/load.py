@@ -196,8 +196,11 @@ def _read_workdir(folder: Path, dtype: str | None, ema: bool) -> Pretrained:
     if (folder / GENERATION_CONFIG).is_file():
         generation = read_json(folder / GENERATION_CONFIG)
     else:
-        inputs = workdir_lib.load_config(folder).get("input", {})
+        values = workdir_lib.load_config(folder)
+        inputs, loss = values.get("input", {}), values.get("loss", {})
         generation = dict(GENERATION)
+        if loss.get("location_smoothing_bins"):
+            generation["pool_locations"] = True
         if "target_length" in inputs:  # What it learnt to write; the start token counts too.
             generation["max_length"] = inputs["target_length"] + 1
     return Pretrained(config, params, tokenizer, generation)

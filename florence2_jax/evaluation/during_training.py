@@ -90,7 +90,10 @@ class EvaluationHook:
             config, tokenizer = workdir_lib.load_model(self._workdir)
             length = self._config.max_new_tokens or self._run.input.target_length
             generation = GenerationConfig(
-                num_beams=1, no_repeat_ngram_size=0, max_new_tokens=length
+                num_beams=1,
+                no_repeat_ngram_size=0,
+                max_new_tokens=length,
+                pool_locations=self._run.loss.location_smoothing_bins > 0,
             )
             self._predictor = Predictor(config, None, tokenizer, generation=generation)
         # Adapters merged and averages taken, where a run has them.

@@ -59,6 +59,7 @@ def generate(
     ngram_sizes: Int[Array | NDArray, "B K"] | None = None,
     grammar: Constraint | None = None,
     initial_states: Int[Array | NDArray, "B K"] | None = None,
+    first_location_id: int | None = None,
 ) -> Generated:
     """Answers K prompts about each of B images.
 
@@ -75,11 +76,18 @@ def generate(
             `config.no_repeat_ngram_size` for all.
         grammar: tables of what may be written, see `Constraint`.
         initial_states: the state of the grammar behind the forced `<s>`, for each prompt.
+        first_location_id: of the tokenizer; `config.pool_locations` needs it.
 
     Raises:
         UserError: if the answers are longer than the model has positions for, a grammar cannot be
-            followed under the config, or an n-gram size is larger than the config knows of.
+            followed under the config, an n-gram size is larger than the config knows of, or
+            locations are to be pooled and it is not said which they are.
     """
+    first_location = None
+    if config.pool_locations:
+        if first_location_id is None:
+            raise UserError("pool_locations: give the first_location_id of the tokenizer")
+        first_location = np.int32(first_location_id)
     _check(prompt_ids, config, ngram_sizes, grammar, initial_states)
     if ngram_sizes is None:
         ngram_sizes = np.full(prompt_ids.shape[:2], config.no_repeat_ngram_size, np.int32)
@@ -94,6 +102,7 @@ def generate(
         grammar,
         initial_states,
         np.uint32(config.seed),
+        first_location,
         graphdef=graphdef,
         config=dataclasses.replace(config, seed=0),
     )
@@ -126,6 +135,7 @@ def _generate(
     grammar: Constraint | None,
     initial_states: Int[Array, "B K"] | None,
     seed: UInt32[Array, ""],
+    first_location: Int[Array, ""] | None,
     *,
     graphdef: nnx.GraphDef,
     config: GenerationConfig,
@@ -147,7 +157,7 @@ def _generate(
         states,
         mask,
         is_asked,
-        rules=Rules(jnp.repeat(ngram_sizes.reshape(-1), width), grammar),
+        rules=Rules(jnp.repeat(ngram_sizes.reshape(-1), width), grammar, first_location),
         initial_states=None if initial_states is None else initial_states.reshape(-1),
         key=jax.random.key(seed),
         config=config,

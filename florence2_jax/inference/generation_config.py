@@ -39,6 +39,10 @@ class GenerationConfig:
         forced_bos_token_id: the first new token, or None.
         forced_eos_token_id: the last new token where the length is used up, or None.
         suppress_bos: no `<s>` after the first new token. Ours, against endless `<s>`.
+        pool_locations: locations are weighed against other tokens by the probability of all of
+            them together, which the likeliest gets. Ours, for models that learnt with smoothed
+            locations (`loss.location_smoothing_bins`): no single location is probable there, so
+            outlines would end half drawn. Nothing to `do_sample`, which needs no such help.
         max_new_tokens: length of an answer at most, `<s>` and `</s>` included.
         max_length: the same with the decoder's start token counted. Give one of the two.
         min_new_tokens: no `</s>` before so many new tokens.
@@ -62,6 +66,7 @@ class GenerationConfig:
     forced_bos_token_id: int | None = BOS_ID
     forced_eos_token_id: int | None = EOS_ID
     suppress_bos: bool = False
+    pool_locations: bool = False
     max_new_tokens: int | None = None
     max_length: int | None = None
     min_new_tokens: int | None = None

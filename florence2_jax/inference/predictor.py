@@ -239,6 +239,7 @@ class Predictor:
             ngram_sizes=ngram_sizes,
             grammar=Constraint.of(self._grammar) if self.is_constrained else None,
             initial_states=states if self.is_constrained else None,
+            first_location_id=self.tokenizer.first_location_id,
         )
         return np.asarray(generated.ids[:, :, 0]), np.asarray(generated.log_probs[:, :, 0])
 

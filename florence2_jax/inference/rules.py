@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What may be written next: the rules of `GenerationConfig`, and a grammar as a table.
 
-Rules are masks on the scores of the next token, in the order of `transformers`: n-grams, minimum
-length, (ours: `<s>`, the grammar,) forced tokens. `R` rows are hypotheses, W per prompt.
+Locations are pooled first, if at all. Rules are masks on the scores of the next token, in the order
+of `transformers`: n-grams, minimum length, (ours: `<s>`, the grammar,) forced tokens. `R` rows are
+hypotheses, W per prompt.
 """
 
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import NDArray
 
 from florence2_jax.inference.generation_config import GenerationConfig
+from florence2_jax.text.locations import NUM_BINS
 from florence2_jax.text.tokenizer import BOS_ID, EOS_ID
 
 
@@ -44,10 +46,17 @@ class Constraint(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """The rules of one call. `ngram_sizes` has a size per row; `grammar` is None without one."""
+    """The rules of one call.
+
+    Attributes:
+        ngram_sizes: a size per row.
+        grammar: None without one.
+        first_location: the id of `<loc_0>`; None where locations are not pooled.
+    """
 
     ngram_sizes: Int[Array, "R"]
     grammar: Constraint | None
+    first_location: Int[Array, ""] | None = None
 
 
 def forced_token(position: Int[Array, ""], config: GenerationConfig) -> Int[Array, ""]:
@@ -79,6 +88,8 @@ def apply_rules(
     Where the grammar leaves only tokens that other rules forbid, the grammar wins: those rules are
     dropped for that row and this token, since an answer that repeats itself is still an answer.
     """
+    if rules.first_location is not None and config.pool_locations and not config.do_sample:
+        scores = pooled(scores, rules.first_location)
     ruled = scores
     if config.largest_ngram_size:
         repeats = repeating(ids, position + 1, rules.ngram_sizes, config.largest_ngram_size)
@@ -104,6 +115,15 @@ def apply_rules(
     forced = forced_token(position, config)
     only_forced = jnp.where(token == forced, 0.0, -jnp.inf)
     return jnp.where(forced >= 0, only_forced, ruled)
+
+
+def pooled(scores: Float[Array, "R V"], first_location: Int[Array, ""]) -> Float[Array, "R V"]:
+    """Scores with those of all locations raised alike, the largest to the sum of all of them."""
+    bins = jnp.arange(scores.shape[1]) - first_location
+    is_location = (bins >= 0) & (bins < NUM_BINS)
+    locations = jnp.where(is_location, scores, -jnp.inf)
+    total = jax.nn.logsumexp(locations, axis=1, keepdims=True)
+    return jnp.where(is_location, scores + total - locations.max(axis=1, keepdims=True), scores)
 
 
 def repeating(

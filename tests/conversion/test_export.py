@@ -16,6 +16,7 @@ from florence2_jax.conversion.files import read_tensors
 from florence2_jax.conversion.load import load_pretrained
 from florence2_jax.conversion.translate import flatten
 from florence2_jax.conversion.verify import compare
+from florence2_jax.inference.predictor import Predictor
 from florence2_jax.typing import UserError
 
 from .conftest import IMAGE_SIZE, assert_equal_tensors
@@ -111,6 +112,22 @@ def test_every_kind_of_folder_loads_alike(hf_folder, microsoft_folder, workdir, 
     assert load_pretrained(workdir, dtype="bfloat16").config.dtype == "bfloat16"
     assert load_pretrained(hf_folder).generation == load_pretrained(workdir).generation
     assert load_pretrained(microsoft_folder).generation["no_repeat_ngram_size"] == 3
+
+
+@pytest.mark.parametrize("bins", [0.0, 10.0])
+def test_a_model_that_learnt_smoothed_locations_pools_them_wherever_it_goes(
+    workdir, tmp_path, bins
+):
+    run = shutil.copytree(workdir, tmp_path / "run")
+    (run / "config.json").write_text(json.dumps({"loss": {"location_smoothing_bins": bins}}))
+    (run / "generation_config.json").unlink()  # As a run leaves it.
+    convert(run, tmp_path / "hf", "hf")
+    convert(tmp_path / "hf", tmp_path / "jax", "jax")
+    convert(tmp_path / "jax", tmp_path / "microsoft", "microsoft")
+    for folder in (run, tmp_path / "hf", tmp_path / "jax", tmp_path / "microsoft"):
+        assert load_pretrained(folder).generation.get("pool_locations", False) == bool(bins)
+        assert Predictor.load(folder).generation.pool_locations == bool(bins)
+    assert not Predictor.load(run, pool_locations=False).generation.pool_locations
 
 
 def test_the_card_says_where_the_model_comes_from(exported):

@@ -71,6 +71,7 @@ TABLES = Constraint(
 @pytest.mark.parametrize(
     ("options", "extra", "named"),
     [
+        (dict(pool_locations=True), {}, "pool_locations: give the first_location_id"),
         (dict(max_new_tokens=41), {}, "max_new_tokens=41 is more than the 40 positions"),
         ({}, dict(ngram_sizes=np.full((1, 2), 4)), "ngram_sizes: 4 is more than"),
         ({}, dict(initial_states=np.zeros((1, 2), int)), "belong together"),

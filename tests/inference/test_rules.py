@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from florence2_jax.inference.generation_config import GenerationConfig
-from florence2_jax.inference.rules import Constraint, Rules, apply_rules, repeating
+from florence2_jax.inference.rules import Constraint, Rules, apply_rules, pooled, repeating
 from florence2_jax.text.tokenizer import BOS_ID, EOS_ID
 
 V = 12
@@ -57,6 +57,37 @@ def test_ends_and_beginnings():
     assert open_at(0) == {4} and open_at(9) == {EOS_ID}
     assert open_at(2) == set(range(V)) - {BOS_ID, EOS_ID}
     assert open_at(3) == set(range(V)) - {BOS_ID}
+
+
+def test_locations_are_weighed_together():
+    rng = np.random.default_rng(0)
+    shares = np.full((2, 1100), 1e-9)
+    shares[:, EOS_ID] = 0.4, 0.7
+    shares[:, 50:1050] = rng.dirichlet(np.ones(1000), 2) * [[0.6], [0.3]]
+    scores = jnp.log(jnp.asarray(shares))
+    assert (scores.argmax(axis=1) == EOS_ID).all()
+    together = np.exp(np.asarray(pooled(scores, jnp.int32(50))))
+    best = np.asarray(scores)[:, 50:1050].argmax(axis=1) + 50
+    assert together.argmax(axis=1).tolist() == [best[0], EOS_ID]
+    np.testing.assert_allclose(together[[0, 1], best], [0.6, 0.3], rtol=1e-5)
+    np.testing.assert_allclose(together[:, :50], shares[:, :50], rtol=1e-5)
+    gains = together[:, 50:1050] / shares[:, 50:1050]  # Among themselves they stay as they were.
+    np.testing.assert_allclose(gains, gains[:, :1] * np.ones(1000), rtol=1e-4)
+
+
+def test_locations_are_pooled_before_other_rules_and_only_if_asked():
+    ids = jnp.full((1, 11), 5, jnp.int32)
+    shares = np.full((1, 1100), 1e-9)
+    shares[0, EOS_ID], shares[0, 50:1050] = 0.4, 0.6 / 1000
+    rules = rules_of([0])._replace(first_location=jnp.int32(50))
+
+    def likeliest(**options) -> int:
+        config = config_of(**options)
+        scores = apply_rules(jnp.log(jnp.asarray(shares)), ids, jnp.int32(3), None, rules, config)
+        return int(scores.argmax())
+
+    assert likeliest() == EOS_ID == likeliest(pool_locations=True, do_sample=True)
+    assert likeliest(pool_locations=True) == 50
 
 
 # Locations 4..8 (bins 0..4), words 9 and 10; 11 is a padding row of the embedding. An answer is

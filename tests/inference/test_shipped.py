@@ -19,7 +19,7 @@ LEAST = {
     "caption": 5.0,
     "vqa": 0.65,
     "caption_to_phrase_grounding": 0.6,
-    "referring_expression_segmentation": 0.25,
+    "referring_expression_segmentation": 0.33,
     "ocr": 0.5,
 }
 """Of the headline metrics, well below what the card says: 40 scenes are few."""
