@@ -47,16 +47,26 @@ def _show(goodput: "Goodput") -> None:
     from rich.table import Table
 
     console = Console()
-    seconds = {kind: value for kind, value in goodput.seconds.items() if value >= 0.05}
     total_s = max(sum(goodput.seconds.values()), 1e-9)
-    table = Table(box=None)
+    # What would be shown as 0.0 % is in the JSON.
+    seconds = {k: value for k, value in goodput.seconds.items() if value / total_s >= 0.0005}
+    table = Table(box=None, padding=(0, 1, 0, 0))
     for name in ("start", "steps", "lost", *seconds, "end"):
-        table.add_column(name, justify="left" if name in ("start", "end") else "right")
+        is_text = name in ("start", "end")
+        # Headings break at spaces, so that a row fits into 80 columns.
+        table.add_column(
+            name.replace("_", " "),
+            justify="left" if is_text else "right",
+            min_width={
+                "start": 11,
+                "steps": max(map(len, map(_steps, goodput.attempts)), default=0),
+            }.get(name),
+        )
     for one in goodput.attempts:
-        cells = (f"{one.seconds[kind]:.1f}" for kind in seconds)
+        cells = (_number(one.seconds[kind]) for kind in seconds)
         table.add_row(_when(one), _steps(one), str(one.lost_steps), *cells, one.end or "(killed)")
     lost_steps = str(sum(one.lost_steps for one in goodput.attempts))
-    table.add_row("all, seconds", "", lost_steps, *(f"{x:.1f}" for x in seconds.values()), "")
+    table.add_row("all, seconds", "", lost_steps, *map(_number, seconds.values()), "")
     table.add_row("share", "", "", *(f"{x / total_s:.1%}" for x in seconds.values()), "")
     console.print(table)
     console.print(
@@ -69,8 +79,12 @@ def _show(goodput: "Goodput") -> None:
 
 
 def _when(one: "Attempt") -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(one.start_time))
+    return time.strftime("%m-%d %H:%M", time.gmtime(one.start_time))
 
 
 def _steps(one: "Attempt") -> str:
-    return "-" if one.first_step is None else f"{one.first_step} to {one.last_step}"
+    return "-" if one.first_step is None else f"{one.first_step}-{one.last_step}"
+
+
+def _number(seconds: float) -> str:
+    return f"{seconds:.0f}" if seconds >= 100 else f"{seconds:.1f}"

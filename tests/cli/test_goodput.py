@@ -33,6 +33,6 @@ def test_the_table_says_where_the_time_went(tmp_path, capsys):
     assert report["attempts"][0]["end"] == "" and report["attempts"][1]["end"] == "done"
     json.dumps(report)
     text = capsys.readouterr().out
-    for part in ("goodput 40.0% of 25 s, 2 start(s)", "(killed)", "0 to 4", "2 to 6", "16.0%"):
+    for part in ("goodput 40.0% of 25 s, 2 start(s)", "(killed)", "0-4", "2-6", "16.0%"):
         assert part in text
     assert "1 line(s) could not be read" in text
