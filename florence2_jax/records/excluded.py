@@ -25,8 +25,8 @@ from florence2_jax.records.checks import to_rgb
 from florence2_jax.typing import UserError
 
 MAX_BITS = 8
-_SIDE = 128  # Of the thumbnail that is hashed, in pixels.
-_MIN_CONTRAST = 4.0  # Standard deviation of grey values, of 255; a blank page looks like any other.
+SIDE = 128  # Of the thumbnail that is hashed, in pixels.
+MIN_CONTRAST = 4.0  # Standard deviation of grey values, of 255; a blank page looks like any other.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,8 @@ def read_excluded(path: Path) -> Excluded:
         rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
         ids = frozenset(str(row["id"]) for row in rows)
         hashes = {int(row["phash"], 16): str(row["id"]) for row in rows if row.get("phash")}
+        if hashes and not 0 <= min(hashes) <= max(hashes) < 2**64:
+            raise ValueError("a phash is not of 64 bits")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: no list of records ({error}); write one with: florence2-jax records overlap"
@@ -82,11 +84,16 @@ def perceptual_hashes(image: Image.Image) -> tuple[int, ...]:
     Raises:
         ImageError: if its pixels cannot be read.
     """
-    grey = to_rgb(image).convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    if np.asarray(grey).std() < _MIN_CONTRAST:
+    grey = thumbnail(image)
+    if np.asarray(grey).std() < MIN_CONTRAST:
         return ()
     library = image_hash("a perceptual hash")
     return tuple(int(str(library.phash(one)), 16) for one in (grey, ImageOps.mirror(grey)))
+
+
+def thumbnail(image: Image.Image) -> Image.Image:
+    """An image in grey, square whatever its shape. Raises ImageError if it cannot be read."""
+    return to_rgb(image).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
 
 
 def image_hash(what: str) -> Any:

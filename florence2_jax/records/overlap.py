@@ -29,16 +29,14 @@ from jaxtyping import Float, UInt64
 from numpy.typing import NDArray
 from PIL import Image
 
-from florence2_jax.records.checks import ImageError, open_image, to_rgb
-from florence2_jax.records.excluded import image_hash
+from florence2_jax.records.checks import ImageError, open_image
+from florence2_jax.records.excluded import MIN_CONTRAST, SIDE, image_hash, thumbnail
 from florence2_jax.records.store import RecordStore, splits_of
 from florence2_jax.typing import UserError
 
 MAX_DISTANCE = 14
 MIN_CORRELATION = 0.9
-_MIN_CONTRAST = 4.0  # Standard deviation of grey values, of 255.
 _WHAT = "looking for near copies"
-_SIDE = 128  # Of the thumbnail whose views are hashed, in pixels.
 _KEPT_SIDE = 64  # Of the one that candidates are compared by.
 _READ = 256  # Records a process reads at a time.
 _SCALES = (0.92, 0.84, 0.76, 0.68, 0.6)
@@ -128,12 +126,11 @@ def write_list(matches: Sequence[Match], path: Path) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
 
 
-def thumbnail(data: bytes) -> NDArray[np.uint8]:
+def _grey(data: bytes) -> NDArray[np.uint8]:
     """Grey values of an image, square whatever its shape. Raises ImageError if it is none."""
     image = open_image(data)
-    image.draft("RGB", (4 * _SIDE, 4 * _SIDE))  # JPEG: at most the pixels that are needed.
-    grey = to_rgb(image).convert("L")
-    return np.asarray(grey.resize((_SIDE, _SIDE), Image.Resampling.BOX))
+    image.draft("RGB", (4 * SIDE, 4 * SIDE))  # JPEG: at most the pixels that are needed.
+    return np.asarray(thumbnail(image))
 
 
 def _report(on_progress, offset: int, total: int, done: int, _: int) -> None:
@@ -177,11 +174,11 @@ def _rows(store: RecordStore, start: int, stop: int) -> list[tuple]:
     for index in range(start, stop):
         record = store[index]
         try:
-            grey = thumbnail(record.image)
+            grey = _grey(record.image)
         except ImageError:  # `records check` tells; its bytes are still compared.
-            grey = np.zeros((_SIDE, _SIDE), np.uint8)
+            grey = np.zeros((SIDE, SIDE), np.uint8)
         digest = hashlib.sha256(record.image).digest()
-        kept = np.asarray(Image.fromarray(grey).reduce(_SIDE // _KEPT_SIDE))
+        kept = np.asarray(Image.fromarray(grey).reduce(SIDE // _KEPT_SIDE))
         rows.append((record.id, digest, kept, _hashes(grey), _hashes(grey[:, ::-1])))
     return rows
 
@@ -286,7 +283,7 @@ def _moved(view: View, move: float) -> Iterator[View]:
 
 
 def _correlation(a: NDArray, b: NDArray) -> float:
-    if min(a.std(), b.std()) < _MIN_CONTRAST:
+    if min(a.std(), b.std()) < MIN_CONTRAST:
         return 0.0
     return float(np.corrcoef(a, b)[0, 1])
 

@@ -169,6 +169,8 @@ def test_the_run_file_for_photos_is_fit(chosen, scenes):
     fresh["model"] = values["train"]["model"] | {"variant": "base"}
     engine = EngineConfig.create(values | {"train": values["train"] | fresh})
     assert engine.rounds == 2 and len(engine.predict) == 2
+    assert engine.guard.max_recall_drop == 0.2 and engine.combine.human_iou == 0.5
+    assert engine.scale.images_per_part == 256
     assert len(engine.specialists) == (3 if chosen == "local" else 7)
 
 

@@ -61,7 +61,17 @@ def test_a_list_without_hashes_goes_by_ids_alone(tmp_path, photos, monkeypatch):
     assert excluded.why("b", photos[0]) == ""
 
 
-@pytest.mark.parametrize("line", ["{}", "[]", "7", '{"id": "a", "phash": "green"}', "{"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        "[]",
+        "7",
+        '{"id": "a", "phash": "green"}',
+        "{",
+        '{"id": "a", "phash": "fffffffffffffffff"}',
+    ],
+)
 def test_a_list_of_something_else_is_refused(tmp_path, line):
     path = tmp_path / "list.jsonl"
     path.write_text(json.dumps({"id": "b", "phash": "ff" * 8}) + f"\n{line}\n")
