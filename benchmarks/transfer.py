@@ -37,11 +37,13 @@ BEGINNINGS = ("pretrained", "fresh")
 
 def main() -> None:
     args = _arguments()
+    # Models of one size are compiled once.
+    jax.config.update("jax_compilation_cache_dir", str(args.runs.absolute() / "compiled"))
     console = Console()
     rows = [
         run_once(args, beginning, seed, console)
         for seed in range(args.seeds)
-        for beginning in BEGINNINGS
+        for beginning in args.begins
     ]
     table = Table(title=f"{args.split} of {args.data.name}, {args.steps} steps, {args.model}")
     for column in ("begins", "seed", "AP50", "AP", "AP50 blind", "minutes"):
@@ -51,7 +53,7 @@ def main() -> None:
         numbers = (*(f"{value:.3f}" for value in measured), f"{row['seconds'] / 60:.1f}")
         table.add_row(row["begins"], str(row["seed"]), *numbers)
     console.print(table)
-    by_start = {b: [r["metrics"]["ap50"] for r in rows if r["begins"] == b] for b in BEGINNINGS}
+    by_start = {b: [r["metrics"]["ap50"] for r in rows if r["begins"] == b] for b in args.begins}
     for beginning, values in by_start.items():
         spread = f", {min(values):.3f} to {max(values):.3f}" if len(values) > 1 else ""
         console.print(f"{beginning}: mean AP50 {statistics.mean(values):.3f}{spread}")
@@ -124,11 +126,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--split", default="test", help="that is asked about (test)")
     parser.add_argument("--model", default="scenes-tiny")
     parser.add_argument("--runs", type=Path, default=Path("runs/transfer"))
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--target-length", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--begins", nargs="+", choices=BEGINNINGS, default=BEGINNINGS)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
