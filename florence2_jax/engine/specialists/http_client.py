@@ -40,7 +40,7 @@ class ServiceError(Exception):
     """One request that failed for good; the next may not."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(kw_only=True, eq=False)
 class HttpConfig:
     """How a service is asked.
 
@@ -60,6 +60,10 @@ class HttpConfig:
     max_failures: int = 20
 
     def __post_init__(self):
+        self.check()
+
+    def check(self) -> None:
+        """Raises UserError on a setting that cannot be."""
         for name in ("request_timeout_s", "wait_s", "max_wait_s"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name}: {getattr(self, name)} is no time")

@@ -23,35 +23,24 @@ _HTTP = tuple(field.name for field in dataclasses.fields(HttpConfig))
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
-class ServiceSpecialist(Configured):
+class ServiceSpecialist(Configured, HttpConfig):
     """One whose work a service does; the images of a batch are asked about at the same time.
 
     Settings:
         url: the address that requests are posted to.
         key_variable: the environment variable with the key, "" for none.
         cache: a folder for answers, "" for none: what was paid for once is not paid for again.
-        the others: as in `HttpConfig`.
+        the others: as of `HttpConfig`.
     """
 
     url: str
     key_variable: str = ""
     cache: str = ""
-    request_timeout_s: float = 60.0
-    num_tries: int = 5
-    wait_s: float = 1.0
-    max_wait_s: float = 60.0
-    requests_per_minute: float = 0.0
-    max_answer_bytes: int = 4 * 2**20
-    max_failures: int = 20
 
     not_in_version = frozenset({"key_variable", "cache", *_HTTP})
 
     def check(self) -> None:
-        self.http_config()
-
-    def http_config(self) -> HttpConfig:
-        """How the service is asked. Raises UserError on impossible settings."""
-        return HttpConfig(**{name: getattr(self, name) for name in _HTTP})
+        HttpConfig.check(self)
 
     @property
     def usage(self) -> Usage:
@@ -61,7 +50,7 @@ class ServiceSpecialist(Configured):
     def load(self) -> None:
         self._client = HttpClient(
             self.url,
-            self.http_config(),
+            self,
             key_variable=self.key_variable,
             cache=Path(self.cache) if self.cache else None,
         )
