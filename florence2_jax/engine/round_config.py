@@ -154,7 +154,7 @@ class EngineConfig:
         for settings in self.predict:
             if "model" in settings or "type" in settings:
                 raise UserError("predict: leave out model and type, every round has its own model")
-            create("checkpoint", model="", **settings)
+            create("checkpoint", model="the model of a round", **settings)
 
 
 def _mapping(config: Mapping[str, Any], name: str) -> dict[str, Any]:

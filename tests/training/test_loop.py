@@ -119,6 +119,7 @@ def test_the_terminal_and_the_workdir_tell_everything(small_run, tmp_path):
 
 def test_training_lowers_the_loss(small_run, tmp_path):
     run = small_run | dict(total_steps=60, log=dict(every_steps=20))
+    run["checkpoint"] = dict(every_steps=60)
     run["optimizer"] = dict(peak_lr=3e-3, warmup_steps=5)
     loop.run(run, tmp_path / "a", console=quiet())
     history = losses(tmp_path / "a")

@@ -26,6 +26,7 @@ from florence2_jax.engine.specialists.checkpoint_answers import (
 )
 from florence2_jax.engine.specialists.configured import (
     ImageSpecialist,
+    check_model,
     check_share,
     folder_digest,
 )
@@ -73,6 +74,7 @@ class Checkpoint(ImageSpecialist):
     not_in_version = frozenset({"max_prompts"})
 
     def check(self) -> None:
+        check_model(self.model)
         check_share("mask_iou", self.mask_iou)
         tokens = [get_task(task).token for task in self.tasks]
         if not tokens or len(set(tokens)) < len(tokens):

@@ -146,6 +146,12 @@ def check_share(name: str, value: float) -> None:
         raise UserError(f"{name}: {value} is not in [0, 1]")
 
 
+def check_model(model: str) -> None:
+    """Raises UserError where no model is named: its path would be the current folder."""
+    if not model:
+        raise UserError("model: it is empty; name a folder or a model of the hub")
+
+
 def needs(module: str, install: str) -> Any:
     """An optional library. Raises SpecialistError with the command that installs it."""
     try:

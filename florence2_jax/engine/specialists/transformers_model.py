@@ -11,6 +11,7 @@ import numpy as np
 from florence2_jax.engine.specialists.base import SpecialistError
 from florence2_jax.engine.specialists.configured import (
     ImageSpecialist,
+    check_model,
     folder_digest,
     library_version,
     needs,
@@ -43,6 +44,7 @@ class TransformersSpecialist(ImageSpecialist):
     not_in_version = frozenset({"device"})
 
     def check(self) -> None:
+        check_model(self.model)
         if self.dtype not in DTYPES:
             raise UserError(f"dtype: {self.dtype!r} is not one of {', '.join(DTYPES)}")
 

@@ -206,6 +206,9 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_loaded(workdir, 
     ):
         with pytest.raises(UserError, match=why):
             create("checkpoint", model=str(workdir), **settings)
+    for type, others in (("checkpoint", {"tasks": ["od"]}), ("detection", {})):
+        with pytest.raises(UserError, match="model: it is empty"):
+            create(type, model="", **others)
     missing = create("checkpoint", model=str(tmp_path / "none"), tasks=["od"])
     with pytest.raises(SpecialistError, match="no such folder"):
         missing.load()
