@@ -33,8 +33,6 @@ from florence2_jax.training.state import InitConfig, init_params
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGINNINGS = ("pretrained", "fresh")
-TASKS = ("od", "open_vocabulary_detection", "region_proposal", "region_to_category")
-"""What is asked of every image in training; detection is what is tested."""
 
 
 def main() -> None:
@@ -92,24 +90,19 @@ def run_once(
 
 
 def run_config(args: argparse.Namespace, model: str, seed: int) -> dict[str, Any]:
-    """The recipe of the package, with the rate, loss and order that made the tiny model.
+    """The recipe of the package, with a rate for tiny models and the largest boxes first.
 
-    In a random order hardly anything is learnt here: 300 steps end at an AP50 of 0.001 and 0.003.
+    One seed each of three other recipes (300 steps with smoothed locations: in a random order, in
+    raster order, with crops and questions after one class) ended at an AP50 of 0.001 to 0.003:
+    they wrote the same boxes about every image.
     """
     config = load_config(f"{ROOT / 'configs' / 'finetune_detection.py'}:{model}", [])
-    scenes = load_config(str(ROOT / "configs" / "scenes.py"), [])
     config["seed"] = seed
     config["total_samples"] = args.steps * args.batch_size
     config["model"] = {"image_size": args.image_size, "dtype": "float32", "remat": "none"}
     config["input"] |= {"records": str(args.data), "batch_size": args.batch_size}
-    config["input"] |= {"target_length": args.target_length, "num_threads": 1}
-    config["input"] |= {"order": scenes["input"]["order"], "num_prompts": len(TASKS)}
-    config["input"]["tasks"] = {"all": 0.0} | dict.fromkeys(TASKS, 1.0)
-    # Parts of a photo: with 205 of them, and cells that are a tenth of their sides.
-    config["augment"] = dict(crop=0.9, min_area=0.1, brightness=0.2, contrast=0.2)
-    config["optimizer"] = scenes["optimizer"] | {"lr_factors": {}, "warmup_steps": args.steps // 10}
-    config["optimizer"]["peak_lr"] = args.peak_lr
-    config["loss"] = scenes["loss"]
+    config["input"] |= {"target_length": args.target_length, "num_threads": 1, "order": "area"}
+    config["optimizer"] = load_config(str(ROOT / "configs" / "scenes.py"), [])["optimizer"]
     config["checkpoint"]["every_steps"] = args.steps
     config["log"] = {"every_steps": 100}
     return config
@@ -136,9 +129,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--split", default="test", help="that is asked about (test)")
     parser.add_argument("--model", default="scenes-tiny")
     parser.add_argument("--runs", type=Path, default=Path("runs/transfer"))
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--peak-lr", type=float, default=3e-4)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--target-length", type=int, default=200)
     parser.add_argument("--seeds", type=int, default=3)
