@@ -109,7 +109,7 @@ def _arguments() -> argparse.Namespace:
 
 def _predictor(args: argparse.Namespace) -> Predictor:
     options: dict[str, Any] = dict(num_beams=1, max_new_tokens=args.new_tokens)
-    options |= dict(no_repeat_ngram_size=0)
+    options |= dict(no_repeat_ngram_size=0, pool_locations=False)  # They cannot pool.
     if not args.random:
         return Predictor.load(args.model, dtype="float32", **options)
     options["min_new_tokens"] = args.new_tokens - 1
