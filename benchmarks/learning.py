@@ -202,6 +202,7 @@ def main() -> None:
     page = report(results)
     if args.page:
         args.page.write_text(page)
+        args.page.with_suffix(".svg").write_text(plot(results))
     sys.stdout.write(page)
 
 
@@ -450,6 +451,8 @@ def report(results: Mapping[str, Mapping[int, Any]]) -> str:
         "answer costs on scenes that no run has seen, in nats: it moves before the metrics do.",
         "These are small models on drawn scenes, not Florence-2 on photos.",
         "",
+        f"![differences with their intervals]({PAGE.stem}.svg)",
+        "",
         "| question | claim | seeds | metrics | | loss, nats | |",
         "|---|---|---:|---:|---|---:|---|",
     ]
@@ -477,23 +480,77 @@ def _told(answers: Sequence[Answer | None]) -> list[str]:
 
 def _table(results: Mapping[str, Mapping[int, Any]], measure: Measure) -> list[str]:
     lines = [
-        f"| run | images a step | minutes | {' | '.join(MEASURES)} |",
-        "|---|---:|---:|" + "---:|" * len(MEASURES),
+        f"| run | images a step | {' | '.join(MEASURES)} |",
+        "|---|---:|" + "---:|" * len(MEASURES),
     ]
     for name in RUNS:
         rows = list(results.get(name, {}).values())
         if not rows:
             continue
-        minutes = statistics.mean(row["seconds"] for row in rows) / 60
         cells = [
             f"{statistics.mean(row[measure][task] for row in rows):.3f}"
             if task in rows[0][measure]
             else ""
             for task in MEASURES
         ]
-        cells = [name, str(rows[0]["batch_size"]), f"{minutes:.1f}", *cells]
+        cells = [name, str(rows[0]["batch_size"]), *cells]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+_INKS = {"holds": "#1a7f37", "does not hold": "#d1242f", "cannot tell": "#57606a"}
+_NAMES_PX, _PANEL_PX, _ROW_PX = 260, 300, 26
+
+
+def plot(results: Mapping[str, Mapping[int, Any]]) -> str:
+    """An SVG: differences of every question as dots with their intervals, by both measures."""
+    height = (len(QUESTIONS) + 2) * _ROW_PX
+    names = [
+        f'<text x="10" y="{_row(i) + 4}">{question.name}</text>'
+        for i, question in enumerate(QUESTIONS)
+    ]
+    panels = _panel(results, "metrics", "metrics", _NAMES_PX)
+    panels += _panel(results, "losses", "loss, nats a token", _NAMES_PX + _PANEL_PX)
+    width = _NAMES_PX + 2 * _PANEL_PX
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'font-family="sans-serif" font-size="12"><rect width="{width}" height="{height}" '
+        f'fill="#fff"/>{"".join([*names, *panels])}</svg>\n'
+    )
+
+
+def _panel(
+    results: Mapping[str, Mapping[int, Any]], measure: Measure, title: str, left: int
+) -> list[str]:
+    """To the right is for the claim; intervals wider than the panel are cut at its sides."""
+    found = [answer(question, results, measure) for question in QUESTIONS]
+    widest = max((2 * max(map(abs, a.differences)) for a in found if a), default=0) or 1.0
+
+    def x(value: float) -> float:
+        share = min(max(value / widest, -1), 1)
+        return left + _PANEL_PX / 2 + share * (_PANEL_PX / 2 - 15)
+
+    bottom = _row(len(QUESTIONS))
+    parts = [
+        f'<text x="{x(0)}" y="16" text-anchor="middle">{title}</text>',
+        f'<path d="M{x(0)} 24V{bottom}" stroke="#999"/>',
+    ]
+    for share, anchor in ((-1, "start"), (0, "middle"), (1, "end")):
+        label = f"{share * widest:+.2g}" if share else "0"
+        place = f'x="{x(share * widest)}" y="{bottom + 6}" text-anchor="{anchor}"'
+        parts.append(f"<text {place}>{label}</text>")
+    for i, one in enumerate(found):
+        if one is None:
+            continue
+        ink, y = _INKS[one.verdict], _row(i)
+        low, high = x(one.mean - one.half_width), x(one.mean + one.half_width)
+        parts.append(f'<path d="M{low:.1f} {y}H{high:.1f}" stroke="{ink}" stroke-width="2"/>')
+        parts.append(f'<circle cx="{x(one.mean):.1f}" cy="{y}" r="4" fill="{ink}"/>')
+    return parts
+
+
+def _row(number: int) -> int:
+    return 40 + number * _ROW_PX
 
 
 def _listed(values: set[int]) -> str:
