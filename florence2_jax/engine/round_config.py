@@ -18,6 +18,9 @@ from florence2_jax.training.optimizer import learning_rate
 from florence2_jax.training.sections import refuse_unknown, section
 from florence2_jax.typing import UserError
 
+A_MODEL = "the model of a round"
+"""Stands for one that is not trained yet, where only its settings matter."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceConfig:
@@ -154,7 +157,7 @@ class EngineConfig:
         for settings in self.predict:
             if "model" in settings or "type" in settings:
                 raise UserError("predict: leave out model and type, every round has its own model")
-            create("checkpoint", model="the model of a round", **settings)
+            create("checkpoint", model=A_MODEL, **settings)
 
 
 def _mapping(config: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from florence2_jax.engine.filter import FilterConfig, filter_record, filter_stor
 from florence2_jax.engine.filters.marking import maker_of
 from florence2_jax.engine.refine import refine_store
 from florence2_jax.engine.report import write_report
-from florence2_jax.engine.round_config import EngineConfig, SparseConfig, round_folder
+from florence2_jax.engine.round_config import A_MODEL, EngineConfig, SparseConfig, round_folder
 from florence2_jax.engine.round_files import Tell, by_specialist, claim, filter_values
 from florence2_jax.engine.round_training import train_round, train_specialist
 from florence2_jax.engine.specialists import create
@@ -316,7 +316,7 @@ class _Loop:
 
     def _asked(self, number: int) -> list[Kind]:
         """The kinds that a round's specialists, or its models, are asked for."""
-        makers = [{"type": "checkpoint", "model": "", **one} for one in self.engine.predict]
+        makers = [{"type": "checkpoint", "model": A_MODEL, **one} for one in self.engine.predict]
         hints = ("min_workers", "max_workers")  # Of how it runs, beside the settings.
         made = [
             create(**{key: value for key, value in one.items() if key not in hints})
