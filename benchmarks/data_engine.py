@@ -39,6 +39,7 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 
 from florence2_jax.cli.train import load_config
 from florence2_jax.engine import audit, rounds
@@ -329,18 +330,12 @@ def _means(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""97.5 % quantiles of Student's t, from 1 degree of freedom on."""
-
-
 def _interval(values: Sequence[float]) -> dict[str, float | int]:
     """The mean, and half of the interval in which it lies with 95 % for normal errors."""
-    half = math.nan
-    if 1 < len(values) <= len(_STUDENT) + 1:
-        spread = statistics.stdev(values) / math.sqrt(len(values))
-        half = _STUDENT[len(values) - 2] * spread
-    mean = statistics.fmean(values)
-    return {"mean": mean, "num_seeds": len(values)} | ({} if math.isnan(half) else {"half": half})
+    found = {"mean": statistics.fmean(values), "num_seeds": len(values)}
+    if len(values) > 1:
+        found["half"] = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return found
 
 
 def show(summary: Mapping[str, Any]) -> None:
