@@ -398,7 +398,7 @@ def _panel(means: Sequence[Mapping[str, Any]], name: str, title: str) -> str:
 
     parts = [
         f'<text x="{_MARGIN}" y="18">{title}</text>',
-        f'<text x="4" y="{y(top) + 4}">{top:g}</text><text x="4" y="{y(0) + 4}">0</text>',
+        f'<text x="4" y="{y(top) + 4}">{top:.3g}</text><text x="4" y="{y(0) + 4}">0</text>',
         f'<path d="M{_MARGIN} {y(top)}V{y(0)}H{_WIDTH - 20}" fill="none" stroke="#999"/>',
     ]
     for number in range(last + 1):
