@@ -9,12 +9,11 @@ STEP/manifest/manifest.json    JSON: what was saved, with a digest per array, an
 Everything here reads by itself, without a word to other processes.
 """
 
+import asyncio
 import dataclasses
-import gc
 import hashlib
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -235,18 +234,32 @@ def one_line(error: BaseException, *, most: int = 240) -> str:
 
 def _call_orbax(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Calls Orbax, without a word to other processes. Whatever it raises is Damaged."""
+    policy = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(_PatientLoops())
     try:
         return function(*args, **kwargs)
     except Exception as error:  # What its libraries raise.
         text = one_line(error)
-    # It closes its event loop over reads that go on; what they say at their end is of no use.
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        time.sleep(0.1)
-        gc.collect()
     finally:
-        sys.unraisablehook = hook
-    raise Damaged(text)
+        asyncio.set_event_loop_policy(policy)
+    raise Damaged(text)  # Without the error, whose frames hold what was read.
+
+
+class _PatientLoop(asyncio.SelectorEventLoop):
+    """Waits for the reads of other arrays when one has failed.
+
+    Orbax closes its event loop over them, and each would print a traceback when it ends.
+    """
+
+    def close(self) -> None:
+        if not self.is_closed() and (reads := asyncio.all_tasks(self)):
+            self.run_until_complete(asyncio.gather(*reads, return_exceptions=True))
+        super().close()
+
+
+class _PatientLoops(asyncio.DefaultEventLoopPolicy):
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        return _PatientLoop()
 
 
 def _read_json(path: Path, what: str) -> dict[str, Any]:
