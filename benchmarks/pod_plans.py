@@ -36,7 +36,20 @@ PAGE, PLOT = ROOT / "docs" / "pod_plans.md", ROOT / "docs" / "pod_plans_scaling.
 GIB = 1 << 30
 
 CONFIGS = ("pretrain:base", "pretrain:large", "pretrain_highres:base", "pretrain_highres:large")
-PODS = (("v5e:16x16", 1), ("v5p:8x8x8", 1), ("v6e:16x16", 1), ("v5e:16x16", 4))
+PODS = (
+    ("v5e:16x16", 1),
+    ("v5p:8x8x8", 1),
+    ("v6e:16x16", 1),
+    ("v5e:16x16", 4),
+    ("v4:8x8x8", 1),
+    ("tpu7x:4x4x8", 1),
+)
+# Where a run file does not fit as it is, also with the first remedy that its plan names.
+CHANGED = (
+    ("pretrain:large", ("v5e:16x16", 1), ("model.remat=full",)),
+    ("pretrain_highres:large", ("v5e:16x16", 1), ("model.remat=full", "accumulate=3")),
+    ("pretrain_highres:large", ("v6e:16x16", 1), ("model.remat=full",)),
+)
 SCALING = (("v5e:4x4", 1), ("v5e:8x8", 1), ("v5e:16x16", 1), ("v5e:16x16", 4), ("v5e:16x16", 16))
 SCALING_CONFIG, IMAGES_PER_CHIP = "pretrain:base", 8
 
@@ -48,17 +61,20 @@ class Case:
     config: str
     topology: Topology
     batch_size: int | None = None  # None: that of the run file.
+    overrides: tuple[str, ...] = ()  # Of other values, as `--config.` takes them.
 
     @property
     def name(self) -> str:
         slices = f"{self.topology.num_slices}x" if self.topology.num_slices > 1 else ""
         scaled = "" if self.batch_size in (None, self._own_batch_size) else f"_{self.batch_size}"
-        return f"{self.config}_{slices}{self.topology.name}{scaled}".replace(":", "_")
+        parts = (f"{self.config}_{slices}{self.topology.name}{scaled}", *self.overrides)
+        return "_".join(parts).replace(":", "_")
 
     @functools.cached_property
     def _values(self) -> Mapping[str, Any]:
         file, _, variant = self.config.partition(":")
-        return load_config(f"{ROOT}/configs/{file}.py:{variant}", [])
+        overrides = [f"--config.{override}" for override in self.overrides]
+        return load_config(f"{ROOT}/configs/{file}.py:{variant}", overrides)
 
     @property
     def _own_batch_size(self) -> int:
@@ -85,6 +101,8 @@ def main() -> None:
     args = parser.parse_args()
     args.plans.mkdir(parents=True, exist_ok=True)
     pods = [Case(name, Topology.parse(*pod)) for name in CONFIGS for pod in PODS]
+    pods += [Case(name, Topology.parse(*pod), None, changes) for name, pod, changes in CHANGED]
+    pods.sort(key=lambda case: CONFIGS.index(case.config))  # Those stand with their run file.
     slices = [Topology.parse(*name) for name in SCALING]
     scaling = [Case(SCALING_CONFIG, one, IMAGES_PER_CHIP * one.num_chips) for one in slices]
     for case in {case.name: case for case in (*pods, *scaling)}.values():
@@ -177,7 +195,8 @@ _SCALE = "chips|RL ms|RL + collectives ms|ICI MB per chip|DCN MB per chip|ICI ms
 
 
 def _names(case: Case) -> list[str]:
-    return [case.config.replace("_", " "), str(case.topology)]
+    changes = [f"`{override}`" for override in case.overrides]
+    return [", ".join([case.config.replace("_", " "), *changes]), str(case.topology)]
 
 
 def _fit(case: Case, report: Mapping[str, Any]) -> list[str]:

@@ -99,23 +99,27 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "*axes D"]) -> Float[Array, "*axes D"]:
         scale, bias = jnp.asarray(self.scale[...]), jnp.asarray(self.bias[...])
-        return _layer_norm(x, scale, bias).astype(self.dtype)
+        return _layer_norm(x, scale, bias, self.dtype)
 
 
-@jax.custom_vjp
-def _layer_norm(x: Array, scale: Array, bias: Array) -> Array:
-    return _layer_norm_forward(x, scale, bias)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _layer_norm(x: Array, scale: Array, bias: Array, dtype: str) -> Array:
+    return _layer_norm_forward(x, scale, bias, dtype)[0]
 
 
-def _layer_norm_forward(x: Array, scale: Array, bias: Array) -> tuple[Array, Any]:
+def _layer_norm_forward(x: Array, scale: Array, bias: Array, dtype: str) -> tuple[Array, Any]:
     mean = jnp.mean(x, axis=-1, keepdims=True, dtype=jnp.float32)
     variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
     deviations = jax.lax.rsqrt(variance + LAYER_NORM_EPS)
-    return (x - mean) * deviations * scale + bias, (x, mean, deviations, scale)
+    y = (x - mean) * deviations * scale + bias
+    return y.astype(dtype), (x, mean, deviations, scale)
 
 
-def _layer_norm_backward(residuals: Any, grad: Array) -> tuple[Array, Array, Array]:
+def _layer_norm_backward(dtype: str, residuals: Any, grad: Array) -> tuple[Array, Array, Array]:
     x, mean, deviations, scale = residuals
+    if dtype != "float32":
+        # XLA would have the product before this write, and move, its gradient in float32.
+        grad = jax.lax.optimization_barrier(grad).astype(jnp.float32)
     normal = (x - mean) * deviations
     along = grad * normal
     inner = grad * scale - _mean_by(grad, scale) - normal * _mean_by(along, scale)
