@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """In which precision a compiled program keeps what has the size of activations."""
 
-
 import math
 
 import jax
