@@ -4,7 +4,8 @@
 Thresholds and merging read a score as the probability that an annotation is true. A model's own
 score is none: where locations were smoothed in training, each of them shares its probability with
 its neighbours. So the boxes that it draws on the audited split are held against the truth there,
-and its scores mapped, rising, to the share that is right (isotonic regression).
+and its scores mapped, rising, to the share that is right (isotonic regression), for each maker by
+itself: a specialist of one class means another thing by its scores than the model of all.
 """
 
 import dataclasses
@@ -13,11 +14,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.optimize import isotonic_regression
 
-from florence2_jax.engine.refine_regions import claim, name_of, with_claim
+from florence2_jax.engine.claims import claim, name_of, with_claim
+from florence2_jax.engine.filters.marking import maker_of
 from florence2_jax.records.schema import Record, Region
 
 Knots = Sequence[Sequence[float]]
 """`(score, share that is right)`, both rising; between them, the line."""
+
+Calibration = Mapping[str, Mapping[str, Knots]]
+"""By maker, and by kind: boxes, text_regions."""
 
 _NUM_KNOTS = 64
 _LEAST, _MOST = 0.01, 0.99
@@ -33,14 +38,16 @@ def fit(scored: Sequence[tuple[float, bool]]) -> list[tuple[float, float]]:
     return [(float(rows[i, 0]), float(shares[i])) for i in places]
 
 
-def calibrated(record: Record, knots: Mapping[str, Knots]) -> Record:
-    """The record with the scores of its boxes mapped; `knots` by kind: boxes, text_regions."""
-    return dataclasses.replace(record, regions=tuple(_mapped(r, knots) for r in record.regions))
+def calibrated(record: Record, calibration: Calibration) -> Record:
+    """The record with the scores of its boxes mapped, where their maker's mean something known."""
+    regions = tuple(_mapped(region, calibration) for region in record.regions)
+    return dataclasses.replace(record, regions=regions)
 
 
-def _mapped(region: Region, knots: Mapping[str, Knots]) -> Region:
+def _mapped(region: Region, calibration: Calibration) -> Region:
     maker = claim(region)
-    known = knots.get("text_regions" if name_of(region)[0] == "text" else "boxes")
+    kind = "text_regions" if name_of(region)[0] == "text" else "boxes"
+    known = calibration.get(maker_of(maker), {}).get(kind)
     if maker.kind == "human" or maker.score is None or not known:
         return region
     scores, shares = np.array(known).T

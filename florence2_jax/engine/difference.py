@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from florence2_jax.engine.refine_regions import claim, name_of
+from florence2_jax.engine.claims import claim, name_of
 from florence2_jax.geometry import box_iou
 from florence2_jax.records.schema import Record, Region
 from florence2_jax.records.store import RecordStore

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from florence2_jax.engine.calibrated import Knots, calibrated
+from florence2_jax.engine.calibrated import Calibration, calibrated
 from florence2_jax.engine.evidence import Evidence, RefineConfig, is_set_aside
 from florence2_jax.engine.refine_regions import merge_regions
 from florence2_jax.engine.specialists.base import KINDS, Kind
@@ -85,7 +85,7 @@ def refine_store(
     asked: Collection[Kind] = KINDS,
     recalls: Mapping[str, float] | None = None,
     failed: Collection[str] = (),
-    calibration: Mapping[str, Knots] | None = None,
+    calibration: Calibration | None = None,
     splits: Sequence[str] = ("train",),
     images: Path | None = None,
     num_workers: int = 1,
@@ -161,7 +161,7 @@ def _make(
     before: Path,
     predicted: Path,
     failed: frozenset[str],
-    calibration: Mapping[str, Knots],
+    calibration: Calibration,
     merge: Callable[..., Record],
 ) -> Record:
     split, index = unit

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The regions of a record and those a model predicts, merged into one list.
 
-A region claims a name for a place: a category, or the words written there. Per image:
+What regions claim (`claims.py`) is held against each other. Per image:
 
 1.  A region is found if a prediction of the same name overlaps it enough; the boxes that several
     specialists drew around one thing may all be found by one prediction. A prediction that finds
@@ -20,14 +20,12 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from florence2_jax.engine.claims import claim, name_of, with_claim
 from florence2_jax.engine.evidence import Evidence, is_set_aside
 from florence2_jax.engine.specialists.base import Kind
 from florence2_jax.geometry import box_iou
 from florence2_jax.records.ledger import Ledger
-from florence2_jax.records.schema import Label, LabelKind, Provenance, Region
-
-Name = tuple[LabelKind | None, str]
-"""What a region is said to be, and by which kind of label; `(None, "")` for a mere box."""
+from florence2_jax.records.schema import Label, LabelKind, Region
 
 _ASKED_BY: dict[LabelKind | None, Kind] = {"text": "text_regions"}
 """Which kind of specialist finds regions named so; all others are found by `boxes`."""
@@ -68,34 +66,6 @@ def merge_regions(
     ledger.note("region", "added", len(sure))
     claims = [*found, *range(len(regions), len(merged))]
     return tuple(_judged(merged, claims, missed, evidence, ledger))
-
-
-def name_of(region: Region) -> Name:
-    """What a region is said to be; categories compare without their case, words with it."""
-    for kind in ("category", "text"):
-        if (text := region.label(kind)) is not None:
-            return kind, text.strip() if kind == "text" else text.strip().casefold()
-    return None, ""
-
-
-def claim(region: Region) -> Provenance:
-    """Who says what the region is: the maker of its name, or that of its box."""
-    kind, _ = name_of(region)
-    label = next((one for one in region.labels if one.kind == kind), None)
-    return region.provenance if label is None or not label.provenance else label.provenance
-
-
-def with_claim(region: Region, maker: Provenance) -> Region:
-    """The region with another provenance of what it is said to be."""
-    kind, _ = name_of(region)
-    labels = list(region.labels)
-    for i, label in enumerate(labels):
-        if label.kind == kind:
-            if label.provenance is None:
-                break
-            labels[i] = dataclasses.replace(label, provenance=maker)
-            return dataclasses.replace(region, labels=tuple(labels))
-    return dataclasses.replace(region, provenance=maker)
 
 
 def _alike(

@@ -13,7 +13,8 @@ from florence2_jax.records.journal import write_file
 from florence2_jax.typing import UserError
 
 CONFIG = "engine.json"
-_GROWS = ("rounds", "final_model")  # What a workdir may be continued with.
+_GROWS = ("rounds", "final_model")  # What a workdir may be continued with; and, as long as
+_REFINES = ("train", "predict", "refine", "human_shares", "start", "sparse")  # none has a model.
 
 Tell = Callable[..., None]
 """Called as `tell(what, done, total, detail="")`: what is done now, how much of it, and of how much
@@ -28,7 +29,8 @@ def claim(workdir: Path, config: Mapping[str, Any]) -> None:
     if path.is_file():
         books = json.loads(path.read_text("utf-8"))
         known, versions = books["config"], books["versions"]
-        fixed = [{k: v for k, v in one.items() if k not in _GROWS} for one in (known, own)]
+        free = _GROWS if (round_folder(workdir, 1) / "model.json").is_file() else _GROWS + _REFINES
+        fixed = [{k: v for k, v in one.items() if k not in free} for one in (known, own)]
         if fixed[0] != fixed[1]:
             raise UserError(
                 f"{workdir}: belongs to another run of the engine "

@@ -7,7 +7,8 @@
     DIR/round-0/filtered         phase 2
     DIR/round-N/model            phase 3, N from 1 on: trained on the filtered labels before it
     DIR/round-N/audit.json       that model on the frozen split; `guard.json`, whether to go on
-    DIR/round-N/calibration.json what its scores mean, measured there
+    DIR/round-N/calibration.json what its scores mean, measured there; `recalls.json`, what of the
+                                 true boxes it draws, whatever their scores
     DIR/round-N/predicted        what it says of the training images
     DIR/round-N/annotated        the same merged with the labels before it, and
     DIR/round-N/filtered         filtered: what the next model learns from
@@ -18,7 +19,8 @@ skips what is there and goes on with what is not; a stage that was interrupted g
 
 Nothing is learnt from the frozen images, but a round is judged by what it says about them: round 0
 by its specialists (`audit.json` tells how good the first labels are), later ones by their models.
-The guard compares models, for a small model may well know less than the specialists it begins with.
+The guard compares models, for a small model may well know less than the specialists it begins with,
+and without those that are tuned on rare kinds in round 1, which later rounds do not have.
 """
 
 import dataclasses
@@ -32,6 +34,7 @@ from florence2_jax.engine import audit
 from florence2_jax.engine.annotate import annotate
 from florence2_jax.engine.auditing.matching import match_kinds
 from florence2_jax.engine.calibrated import calibrated, fit
+from florence2_jax.engine.claims import claim as claimed
 from florence2_jax.engine.difference import difference
 from florence2_jax.engine.filter import FilterConfig, filter_record, filter_store
 from florence2_jax.engine.filters.marking import maker_of
@@ -127,6 +130,7 @@ class _Loop:
             seed=settings.seed,
             split=self.split,
             near_copies=settings.near_copies,
+            keep=True,
             num_workers=self.where["num_workers"],
             on_progress=functools.partial(self.tell, "freezing the audited split"),
         )
@@ -195,7 +199,7 @@ class _Loop:
             self.engine.refine,
             round=number,
             asked=self._asked(number),
-            recalls=_recalls(self._read(number, "audit.json")),
+            recalls=self._read(number, "recalls.json"),
             failed=failed,
             calibration=self._read(number, "calibration.json"),
             splits=(self.split,),
@@ -232,7 +236,7 @@ class _Loop:
         model = {"type": "checkpoint", "model": str(folder / "model")}
         main = [model | dict(settings) for settings in self.engine.predict]
         sparse = self._sparse(number)
-        own = directory.with_name(f"{directory.name}-model") if sparse else directory
+        own = _own(directory) if sparse else directory
         self._annotate(source, own, main, number)
         stores = []
         for name, one in sparse.items():
@@ -252,23 +256,20 @@ class _Loop:
             return
         said = list(RecordStore(predicted, audit.SPLIT))
         truth, names = audit.truth(self.workdir), audit.current(self.workdir)
-        makers = {
-            maker: audit.judge_round(truth, [_only(r, maker) for r in said], ontology=names)
-            for maker in sorted({maker_of(region.provenance) for r in said for region in r.regions})
-        }
-        precision = {
-            maker: one.kinds["boxes"].precision
-            for maker, one in makers.items()
-            if "boxes" in one.kinds and one.kinds["boxes"].precision is not None
-        }
-        self._write(number, "precision.json", precision)
-        knots: dict[str, Any] = {}
-        if number and self.engine.audit.is_calibrating:
-            outcomes = match_kinds(list(zip(truth, said, strict=True)), names)
-            knots = {k: fit(outcomes[k].scored) for k in ("boxes", "text_regions") if k in outcomes}
-        self._write(number, "calibration.json", knots)
+        makers = sorted({maker_of(claimed(region)) for r in said for region in r.regions})
+        by_maker = {maker: [_only(record, maker) for record in said] for maker in makers}
+        self._write(number, "precision.json", _precisions(truth, by_maker, names))
+        calibration: dict[str, Any] = {}
+        if number:
+            judged = audit.judge_round(truth, said, ontology=names)
+            self._write(number, "recalls.json", _recalls(judged.to_json()))
+            if self.engine.audit.is_calibrating:
+                calibration = {maker: _fit(truth, by_maker[maker], names) for maker in makers}
+            self._write(number, "calibration.json", calibration)
+        own = _own(predicted)
+        by_model = RecordStore(own, audit.SPLIT) if own.is_dir() else said
         config = FilterConfig.create(filter_values(self.workdir, self.engine.filter, number))
-        kept = [filter_record(calibrated(record, knots), config) for record in said]
+        kept = [filter_record(calibrated(record, calibration), config) for record in by_model]
         judged = audit.judge_round(truth, kept, round=number, ontology=names)
         if number:
             audit.write_predictions(self.workdir, number, kept)
@@ -350,8 +351,30 @@ def _recalls(judged: Mapping[str, Any]) -> dict[str, float]:
     return recalls | {"": overall}
 
 
+def _own(directory: Path) -> Path:
+    """Where the round's model has what it says by itself, if tuned specialists say more."""
+    return directory.with_name(f"{directory.name}-model")
+
+
+def _precisions(
+    truth: Sequence[Record], by_maker: Mapping[str, Sequence[Record]], names: audit.Ontology
+) -> dict[str, float]:
+    """The share of each maker's boxes that is right, where it drew any."""
+    judged = {
+        maker: audit.judge_round(truth, said, ontology=names).kinds.get("boxes")
+        for maker, said in by_maker.items()
+    }
+    return {m: b.precision for m, b in judged.items() if b and b.precision is not None}
+
+
+def _fit(truth: Sequence[Record], said: Sequence[Record], names: audit.Ontology) -> dict[str, Any]:
+    """What a maker's scores mean, by kind."""
+    outcomes = match_kinds(list(zip(truth, said, strict=True)), names)
+    return {k: fit(outcomes[k].scored) for k in ("boxes", "text_regions") if k in outcomes}
+
+
 def _only(record: Record, maker: str) -> Record:
-    regions = tuple(r for r in record.regions if maker_of(r.provenance) == maker)
+    regions = tuple(r for r in record.regions if maker_of(claimed(r)) == maker)
     return dataclasses.replace(record, texts=(), regions=regions, groundings=(), questions=())
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from florence2_jax.engine.refine_regions import claim, name_of
+from florence2_jax.engine.claims import claim, name_of
 from florence2_jax.records.ledger import Ledger
 from florence2_jax.records.schema import Record
 from florence2_jax.records.splitting import KINDS, open_store

@@ -137,6 +137,11 @@ def test_freezing_again_changes_nothing(records, tmp_path):
         audit.freeze(source, tmp_path / "w", count=5, near_copies=False)
     with pytest.raises(UserError, match=r"other settings.*seed"):
         audit.freeze(source, tmp_path / "w", count=4, seed=3, near_copies=False)
+    kept = audit.freeze(source, tmp_path / "w", fraction=0.5, keep=True)  # As `annotate` does.
+    assert kept == first
+    other = store(tmp_path / "other", train=records[1:])
+    with pytest.raises(UserError, match=r"other settings.*source_sha256"):
+        audit.freeze(other, tmp_path / "w", count=4, keep=True)
 
 
 def test_a_freeze_that_was_killed_goes_on(records, tmp_path):

@@ -134,7 +134,7 @@ def test_boxes_of_several_makers_become_their_weighted_average():
     *parts, merged = filtered(*boxes, regions={"merge_iou": 0.5, "nms_iou": 0.95})
     assert merged.box == pytest.approx((1, 0, 21, 20))
     assert (merged.provenance.name, merged.provenance.score) == (MERGED, pytest.approx(0.6))
-    assert merged.labels == (Label(text="cat", provenance=boxes[0].provenance),)
+    assert merged.labels == (Label(text="cat"),)  # Said by all, with the box's score.
     merging = "merged into one box: of a@1, b@1"
     assert [part.provenance.dropped for part in parts] == [merging, merging, "", ""]
 

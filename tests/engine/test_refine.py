@@ -276,9 +276,31 @@ def test_scores_of_a_model_become_the_share_that_is_right():
     rng = np.random.default_rng(0)
     scores = rng.uniform(0, 0.1, 2000)  # As small models with smoothed locations have them.
     knots = fit([(s, bool(rng.random() < 10 * s)) for s in scores.tolist()])
+    known = {"run@1": {"boxes": knots}}
     predicted = record(region("fish", BOX, model(0.08)), region("tree", FAR, model(0.01)))
-    high, low = (r.provenance.score for r in calibrated(predicted, {"boxes": knots}).regions)
+    high, low = (r.provenance.score for r in calibrated(predicted, known).regions)
     assert abs(high - 0.8) < 0.1 and abs(low - 0.1) < 0.1
     untouched = record(region("fish", BOX))
-    assert calibrated(untouched, {"boxes": knots}) == untouched and fit([]) == []
+    assert calibrated(untouched, known) == untouched and fit([]) == []
     assert calibrated(predicted, {}) == predicted
+    others = record(region("fish", BOX, specialist(0.08)))
+    assert calibrated(others, known) == others
+
+
+def test_a_model_s_box_is_judged_by_the_score_of_its_name():
+    """Its locations share their probability with their neighbours: that score is always low."""
+    sure, unsure = (
+        Region(
+            box=box,
+            labels=(Label(text="fish", provenance=model(score)),),
+            provenance=model(0.01),
+        )
+        for box, score in ((BOX, 0.9), (FAR, 0.1))
+    )
+    config = FilterConfig.create({"regions": {"min_score": 0.3}})
+    kept, dropped = filter_record(record(sure, unsure), config).regions
+    assert (kept.provenance.dropped, dropped.provenance.dropped) == ("", "score under 0.30")
+    twice = record(dataclasses.replace(unsure, box=NEAR), sure)
+    low = FilterConfig.create({"regions": {"min_score": 0.0, "nms_iou": 0.5}})
+    marks = [region.provenance.dropped for region in filter_record(twice, low).regions]
+    assert marks[0].startswith("NMS, same class") and not marks[1]

@@ -94,6 +94,18 @@ def test_another_run_file_is_refused_and_named(first_round, config):
         run(other, workdir)
 
 
+def test_what_rounds_read_may_change_until_one_has_a_model(first_round, config):
+    workdir, report, _ = first_round
+    again = shutil.copytree(workdir, workdir.with_name("changed"))
+    other = config | {"human_shares": (0.2,), "refine": {"echo": 0.1}}
+    assert run(other, again)["rounds"][0]["filter"] == report["rounds"][0]["filter"]
+    assert json.loads((again / "engine.json").read_text())["config"]["human_shares"] == [0.2]
+    (again / "round-1").mkdir()
+    (again / "round-1" / "model.json").write_text("{}")
+    with pytest.raises(UserError, match=r"belongs to another run .*human_shares"):
+        run(config, again)
+
+
 def test_thresholds_are_changed_without_annotating_again(first_round, tmp_path):
     workdir, *_ = first_round
     parts = {path: path.stat().st_mtime_ns for path in workdir.glob("round-0/annotated*/**/*")}
@@ -164,11 +176,11 @@ def test_the_run_file_for_photos_is_fit(chosen, scenes):
     if not shutil.which("tesseract"):
         pytest.skip("the program tesseract is not installed")
     values = load_config(f"{CONFIGS / 'annotate.py'}:{scenes},{chosen}", [])
-    # The model that it starts from is of the hub: a fresh one of the same kind in its place.
-    fresh = {"init": {}, "tokenizer": {"train_size": 400}}
-    fresh["model"] = values["train"]["model"] | {"variant": "base"}
-    engine = EngineConfig.create(values | {"train": values["train"] | fresh})
-    assert engine.rounds == 2 and len(engine.predict) == 2
+    if chosen == "hub":  # A fresh model of the same kind in place of the one that it starts from.
+        model = values["train"]["model"] | {"variant": "base"}
+        values["train"] |= {"init": {}, "tokenizer": {"train_size": 400}, "model": model}
+    engine = EngineConfig.create(values)
+    assert engine.rounds == 2 and len(engine.predict) == (1 if chosen == "local" else 2)
     assert engine.guard.max_recall_drop == 0.2 and engine.combine.human_iou == 0.5
     assert engine.scale.images_per_part == 256
     assert len(engine.specialists) == (3 if chosen == "local" else 7)

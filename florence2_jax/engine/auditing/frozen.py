@@ -78,6 +78,7 @@ def freeze(
     seed: int = 0,
     split: str = "train",
     near_copies: bool = True,
+    keep: bool = False,
     num_workers: int = 1,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
@@ -93,6 +94,7 @@ def freeze(
         seed: of the choice.
         near_copies: also keep images out of training that look like a frozen one; without it,
             those of the same bytes only, which needs no ImageHash.
+        keep: a split of this source that was frozen before will do, whatever its size and seed.
         num_workers: processes that look for near copies.
         on_progress: called with (images looked at, images in all).
 
@@ -103,14 +105,18 @@ def freeze(
         UserError: if the workdir holds a round, or a split frozen with other settings; if nothing,
             or everything, would be frozen; or ImageHash is missing.
     """
+    source = Path(source).absolute()
     settings = _settings(source, fraction, count, seed, split, near_copies)
     folder = audit_folder(directory)
     if (folder / _BOOKS).is_file():
         books = _books(directory)
-        if books["settings"] != settings:
+        known = books["settings"]
+        if keep:
+            settings = known | {key: settings[key] for key in ("source_sha256", "split")}
+        if known != settings:
             raise UserError(
                 f"{folder}: frozen before with other settings "
-                f"({difference(books['settings'], settings)}); a truth that changes measures "
+                f"({difference(known, settings)}); a truth that changes measures "
                 "nothing: repeat the first settings, or begin another workdir"
             )
         return books

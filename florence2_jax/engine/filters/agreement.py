@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from florence2_jax.engine.filters.limits import check_shares
-from florence2_jax.engine.filters.marking import Drop, is_human, maker_of
+from florence2_jax.engine.filters.marking import Drop, is_human, maker_of, provenance_of
 from florence2_jax.engine.filters.regions import boxes_of, class_of, is_writing, normal
 from florence2_jax.engine.filters.texts import words_of
 from florence2_jax.geometry import box_iou
@@ -73,7 +73,7 @@ def agreements(record: Record, config: AgreementConfig) -> list[Agreement]:
     found = []
     for kind, rows, same in kinds:
         annotations = [annotation for _, annotation in rows]
-        makers = [maker_of(annotation.provenance) for annotation in annotations]
+        makers = [maker_of(provenance_of(annotation)) for annotation in annotations]
         alike = same(annotations, makers, config)
         for k, (index, annotation) in enumerate(rows):
             others = {makers[m]: annotations[m].provenance for m in alike[k]}

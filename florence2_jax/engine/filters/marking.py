@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
+from florence2_jax.engine.claims import claim
 from florence2_jax.engine.evidence import is_set_aside
 from florence2_jax.records.schema import (
     Grounding,
@@ -48,9 +49,14 @@ def reason_key(dropped: str) -> str:
     return dropped.partition(": ")[0]
 
 
+def provenance_of(annotation: Any) -> Provenance:
+    """Who says a text, grounding or question, or what a region is."""
+    return claim(annotation) if isinstance(annotation, Region) else annotation.provenance
+
+
 def score_of(annotation: Any) -> float | None:
-    """The score of a text, region, grounding or question."""
-    return annotation.provenance.score
+    """The score of what an annotation says."""
+    return provenance_of(annotation).score
 
 
 def is_human(annotation: Any) -> bool:

@@ -11,6 +11,7 @@ import dataclasses
 
 import numpy as np
 
+from florence2_jax.engine.claims import name_of
 from florence2_jax.engine.filters.marking import MERGED, Drop, is_human, maker_of, marked, score_of
 from florence2_jax.engine.filters.regions import RegionConfig, boxes_of, class_of, objects_of
 from florence2_jax.geometry import box_iou
@@ -58,12 +59,16 @@ def _clusters(record: Record, least: float) -> list[list[int]]:
 
 
 def _merge(parts: list[Region]) -> Region:
-    """Box and score are averages; the mask is that of the surest part, labels are of all."""
+    """Box and score are averages; the mask is that of the surest part, labels are of all.
+
+    The name is what all of them say, so it has no maker of its own.
+    """
     labels: dict[tuple[str, str], Label] = {}
+    kind, _ = name_of(parts[0])
     for part in parts:
         for label in part.labels:
             maker = label.provenance or dataclasses.replace(part.provenance, dropped="")
-            signed = dataclasses.replace(label, provenance=maker)
+            signed = dataclasses.replace(label, provenance=None if label.kind == kind else maker)
             labels.setdefault((label.kind, label.text), signed)
     first = next((part for part in parts if part.polygons), parts[0])
     scores = [score for part in parts if (score := score_of(part)) is not None]
