@@ -156,8 +156,9 @@ def report(results: Mapping[str, Mapping[int, Any]], picture: str) -> str:
     lines = [
         "# What the model learns from",
         "",
-        "Written by `python benchmarks/learning.py`. The tiny model, scenes of level easy, 64 px,",
-        f"{_listed(images)} images to learn from, {_listed(steps)} steps of a whole run, greedy",
+        "Written by `python benchmarks/learning.py --page docs/learning.md`. The tiny model, the",
+        f"scenes of level easy, 64 px, {_listed(images)} images to learn from (`--images`),",
+        f"{_listed(steps)} steps of a whole run (`--steps`), greedy",
         "decoding. A difference is of the mean over the question's tasks, between runs of a seed,",
         "positive where the claim is right; the interval is Student's t over seeds. With few seeds",
         "it is wide: *cannot tell* is no proof of equality. Nothing is adjusted for the number of",

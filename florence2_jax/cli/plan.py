@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--quick",
         action="store_true",
-        help="stop before code is generated: most of the time, none of the main estimates",
+        help="stop before code is generated: an eighth of the time, all estimates but by cycles",
     )
     command.add_argument(
         "--no-search", action="store_true", help="where it does not fit, do not look for what does"

@@ -27,6 +27,7 @@ from florence2_jax.tasks.registry import get_task
 from florence2_jax.training import workdir as workdir_lib
 from florence2_jax.training.config import RunConfig
 from florence2_jax.training.evaluating import EvaluationConfig
+from florence2_jax.training.folders import store_of
 from florence2_jax.training.metrics import Reporter
 from florence2_jax.training.state import TrainState
 from florence2_jax.typing import UserError
@@ -48,6 +49,7 @@ class EvaluationHook:
         records = config.records or run.input.records
         if not records:
             raise UserError("evaluation.records: the run has several stores; name one to evaluate")
+        records = store_of(records, workdir, timeout_s=run.hosts.barrier_timeout_s)
         self._store = open_held_out(records, config.split or None)
         tasks = tuple(dict.fromkeys(get_task(name) for name in config.tasks.split())) or ALL_TASKS
         self._asking = Asking(tasks=tasks, per_record=config.per_record)

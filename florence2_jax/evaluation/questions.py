@@ -11,6 +11,7 @@ from florence2_jax.data.examples import Example, examples_of
 from florence2_jax.records.schema import Record
 from florence2_jax.records.store import RecordStore, splits_of
 from florence2_jax.tasks.registry import TASKS, Task, get_task, prompt_text
+from florence2_jax.training.folders import own_store
 from florence2_jax.typing import UserError
 
 ALL_TASKS = tuple(TASKS.values())
@@ -215,7 +216,8 @@ def check_not_trained_on(store: RecordStore, run: Mapping[str, Any], model: str)
     parts = [inputs, *inputs.get("mixture", {}).values()]
     for part in parts:
         records, split = part.get("records", ""), part.get("split", "train")
-        is_same = bool(records) and Path(records).resolve() == store.directory.resolve()
+        places = (Path(records), own_store(records, Path(model)))  # Imported by the run itself.
+        is_same = bool(records) and store.directory.resolve() in [p.resolve() for p in places]
         if is_same and split == store.split:
             raise UserError(
                 f"{store.directory}: {model} was trained on split {split!r}, a score on it is no "

@@ -42,6 +42,8 @@ class EarlyStopping:
         self.config = config
         self.values: dict[int, float] = {}
         self._names: set[str] = set()
+        self._newest: dict[str, float] = {}
+        self._newest_step = -1
         self._has_complained = False
 
     @classmethod
@@ -61,24 +63,31 @@ class EarlyStopping:
     def note(self, step: int, scalars: Mapping[str, float]) -> None:
         """Is told every scalar that is reported."""
         self._names |= scalars.keys()
+        self._newest = (self._newest if step == self._newest_step else {}) | dict(scalars)
+        self._newest_step = step
         if (name := self.config.metric) and name in scalars:
             self.values[step] = float(scalars[name])
 
-    def complaint(self) -> str:
-        """Once, that the metric is none of those that came; else nothing."""
-        name = self.config.metric
-        if self._has_complained or not self.config.patience or self.values or not self._names:
-            return ""
-        self._has_complained = True
-        near = difflib.get_close_matches(name, self._names) or sorted(self._names)
-        return (
-            f"early_stopping.metric {name}: not reported so far; unless it comes, the run goes to "
-            f"its end. Reported are {', '.join(near)}"
-        )
+    def complaint(self, best_metric: str = "") -> str:
+        """Once, that a metric is none of those that came; else nothing.
 
-    def at(self, step: int) -> dict[str, float]:
-        """The metric by its name, if it was reported for this step."""
-        return {self.config.metric: self.values[step]} if step in self.values else {}
+        Args:
+            best_metric: by which checkpoints are kept, if they are.
+        """
+        watched = {"early_stopping.metric": self.config.metric if self.config.patience else ""}
+        for key, name in (watched | {"checkpoint.best_metric": best_metric}).items():
+            if name and self._names and name not in self._names and not self._has_complained:
+                self._has_complained = True
+                near = difflib.get_close_matches(name, self._names) or sorted(self._names)
+                return (
+                    f"{key} {name}: not reported so far; unless it comes, nothing is decided by "
+                    f"it. Reported are {', '.join(near)}"
+                )
+        return ""
+
+    def at(self, step: int) -> Mapping[str, float]:
+        """What was reported for the newest step that was, if that is this one."""
+        return self._newest if step == self._newest_step else {}
 
     @property
     def best(self) -> tuple[int, float] | None:

@@ -33,18 +33,28 @@ def open_records(
     Raises:
         UserError: if there is neither, or the split is not there.
     """
+    store = directory if workdir is None else store_of(directory, workdir, timeout_s=timeout_s)
+    return RecordStore(store, split)
+
+
+def own_store(directory: str, workdir: Path) -> Path:
+    """Where a run keeps what it has imported from a folder."""
+    return workdir / workdir_lib.RECORDS / Path(directory).absolute().name
+
+
+def store_of(directory: str, workdir: Path, *, timeout_s: float) -> str | Path:
+    """The folder itself if it is a store, else the run's own, imported now if it is not there."""
     source = Path(directory)
-    is_store = (source / INFO).is_file() or (source / UNFINISHED).is_dir()
-    if workdir is None or is_store:
-        return RecordStore(directory, split)
-    own = workdir / workdir_lib.RECORDS / source.absolute().name
+    if (source / INFO).is_file() or (source / UNFINISHED).is_dir():
+        return directory
+    own = own_store(directory, workdir)
     if jax.process_index() == 0 and not (own / INFO).is_file() and _has_files(source):
         format_name = detect(source)
         own.parent.mkdir(parents=True, exist_ok=True)
         write_store(own, plan_import(format_name, source), name=format_name)
     processes.barrier(f"records of {own.name}", timeout_s)
     # Where there is nothing to import, the error of a store says what is missing.
-    return RecordStore(own if (own / INFO).is_file() else directory, split)
+    return own if (own / INFO).is_file() else directory
 
 
 def _has_files(folder: Path) -> bool:

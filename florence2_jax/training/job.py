@@ -285,8 +285,8 @@ def read_exclusions(run: RunConfig) -> Excluded:
     if excluded and run.input.on_excluded == "refuse":
         raise UserError(
             f"input.exclude: {run.input.exclude} lists {len(excluded.ids)} training records that "
-            "are in evaluation data; write a store without them, or leave them out with "
-            "--config.input.on_excluded=drop"
+            "are in evaluation data; write a store without them and leave the list out, or train "
+            "without them by --config.input.on_excluded=drop"
         )
     return excluded
 

@@ -269,13 +269,15 @@ class _Loop:
 
     def _save(self, number: int, state: TrainState, metrics: Any, *, force: bool) -> None:
         measured = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
-        checkpoint = self.config.checkpoint
+        best = self.config.checkpoint.best_metric
+        is_of_hook = best not in measured and bool(self.hooks)
         if self.config.optimizer.skips(measured["grad_norm"]):
             measured = None  # They say nothing about the state.
-        elif checkpoint.best_metric == self.config.early_stopping.metric not in measured:
-            measured |= self.early.at(number)  # Of a hook, which does not report every step.
-            measured = measured if checkpoint.best_metric in measured else None
-        if complaint := self.early.complaint():
+        elif is_of_hook:  # Which does not report every step: such a save is not ranked.
+            reported = self.early.at(number)
+            measured = measured | {best: reported[best]} if best in reported else None
+        is_kept = is_of_hook and self.config.checkpoint.keep_best
+        if complaint := self.early.complaint(best if is_kept else ""):
             self.reporter.say(complaint)
         with self.ledger.span("save"):
             position = self.order.position(number)

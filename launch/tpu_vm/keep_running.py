@@ -104,7 +104,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--pause-s",
         default=10.0,
-        help="before the second try (10); doubled up to six times",
+        help="before the second try (10); doubled each time, to six times as long",
         **number,
     )
     flags.add_argument(

@@ -11,6 +11,7 @@ from florence2_jax.evaluation.during_training import EvaluationHook
 from florence2_jax.training import loop
 from florence2_jax.training.config import RunConfig
 from florence2_jax.training.evaluating import EvaluationConfig
+from florence2_jax.training.saved_step import saved_steps
 from florence2_jax.typing import UserError
 
 
@@ -21,6 +22,8 @@ def hook_of(values, small_run, workdir):
 def test_scalars_of_held_out_records_are_reported_as_the_run_goes(small_run, tmp_path):
     values = dict(every_steps=4, tasks="caption od", max_records=4, max_new_tokens=12)
     hook = hook_of(values, small_run, tmp_path / "run")
+    best = dict(keep_best=1, best_metric="eval/caption/cider", higher_is_better=True)
+    small_run["checkpoint"] = dict(every_steps=2, keep=2) | best
     console = Console(file=io.StringIO(), width=200)
     loop.run(small_run, tmp_path / "run", hooks=[hook], console=console)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -31,6 +34,9 @@ def test_scalars_of_held_out_records_are_reported_as_the_run_goes(small_run, tmp
         assert 0 <= row["eval/od/ap50"] <= 1 and row["eval/caption/cider"] >= 0
     assert "step 4: 4 records of validation in" in console.file.getvalue()
     assert any((tmp_path / "run" / "tensorboard").iterdir())
+    saved = {step.number: step.manifest() for step in saved_steps(tmp_path / "run" / "checkpoints")}
+    assert saved.keys() == {4, 6}  # Step 2 was not evaluated, and so is not ranked.
+    assert saved[4]["metrics"]["eval/caption/cider"] == told[4]["eval/caption/cider"]
 
 
 @pytest.mark.parametrize(

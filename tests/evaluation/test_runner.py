@@ -190,6 +190,12 @@ def test_a_split_must_be_held_out(scenes, tmp_path, store):
     with pytest.raises(UserError, match="runs/x was trained on split 'validation'"):
         check_not_trained_on(store, run, "runs/x")
     check_not_trained_on(store, {"input": {"records": str(scenes)}}, "runs/x")
+    # A run that imported a folder has its own store of it.
+    (tmp_path / "run" / "records").mkdir(parents=True)
+    (own := tmp_path / "run" / "records" / "photos").symlink_to(scenes)
+    run = {"input": {"records": "/data/photos", "split": "validation"}}
+    with pytest.raises(UserError, match="was trained on split 'validation'"):
+        check_not_trained_on(RecordStore(own, "validation"), run, str(tmp_path / "run"))
 
 
 def test_tasks_that_the_store_cannot_feed_are_named(predictor, store, tmp_path):

@@ -20,6 +20,7 @@ from florence2_jax.training import loop
 from florence2_jax.training import workdir as workdir_lib
 from florence2_jax.training.config import RunConfig
 from florence2_jax.training.early_stopping import EarlyStopping, EarlyStoppingConfig
+from florence2_jax.training.folders import store_of
 from florence2_jax.training.job import open_mixture
 from florence2_jax.training.optimizer import scale_by_path
 from florence2_jax.training.patterns import chosen, whole
@@ -269,6 +270,7 @@ def test_a_folder_of_a_dataset_is_imported_once(small_run, shared_data, tmp_path
     workdir_lib.claim(tmp_path / "run", run)  # Records alone do not make it another run's.
     shutil.rmtree(source)
     assert len(records(run)) == len(store), "the dataset is no longer needed"
+    assert store_of(str(source), tmp_path / "run", timeout_s=60) == store.directory
     run["input"]["split"] = "val"
     with pytest.raises(UserError, match=r"no split 'val'; there are \['train'\]"):
         records(run)
@@ -291,4 +293,5 @@ def test_a_metric_that_never_comes_is_told_once():
     assert not early.complaint()
     heard = EarlyStopping(EarlyStoppingConfig(metric="loss", patience=2))
     heard.note(10, {"loss": 1.0})
-    assert not heard.complaint()
+    assert not heard.complaint() and not heard.complaint("loss")
+    assert "checkpoint.best_metric eval/od/ap: not reported" in heard.complaint("eval/od/ap")

@@ -29,7 +29,7 @@ _OVERLAP_EXAMPLES = """examples:
   florence2-jax train ... --config.input.exclude=overlap.jsonl
 
 The run then leaves these records out. With --config.input.on_excluded=refuse it does not start
-while its store holds any of them."""
+while the list names any."""
 
 
 def add_combining(commands: Any) -> None:

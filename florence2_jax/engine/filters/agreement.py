@@ -76,8 +76,8 @@ def agreements(record: Record, config: AgreementConfig) -> list[Agreement]:
         makers = [maker_of(provenance_of(annotation)) for annotation in annotations]
         alike = same(annotations, makers, config)
         for k, (index, annotation) in enumerate(rows):
-            others = {makers[m]: annotations[m].provenance for m in alike[k]}
-            sayers = {makers[k]: annotation.provenance} | others
+            others = {makers[m]: provenance_of(annotations[m]) for m in alike[k]}
+            sayers = {makers[k]: provenance_of(annotation)} | others
             doubts = (1 - _precision(name, one, config) for name, one in sayers.items())
             support = 1 - math.prod(doubts)
             found.append(Agreement(kind, index, makers[k], frozenset(others), support))
