@@ -8,17 +8,19 @@ Five per cent of the training images keep their exact labels, as if people had m
 the frozen ones. All others are labelled by three imperfect specialists (`engine/specialists/
 imperfect.py`): they miss 40 % of the small objects (the same ones), draw boxes askew, imagine a
 tenth of theirs, take 15 % of the colors for others, and never see one class. A tiny model learns
-from what they say as it is; from it start the models of all variants. Then two rounds of
-refinement, and a last model on the last labels. Per round and seed:
+from what they say, filtered; from it start the models of all variants and rounds, so that those of
+two rounds differ by their labels alone. Then two rounds of refinement, and a last model on the last
+labels. Per round and seed:
 
     labels  precision and recall of the boxes of the training labels that people did not make, by
             class at IoU 0.5; recall of the objects that all specialists missed; boxes where there
-            is nothing, per 100 images; recall of the unseen class; wrong colors in descriptions
-    model   precision and recall of a model that was trained on them, on the audited split
+            is nothing, per 100 images; recall of the unseen class
+    model   the same of what a model that was trained on them says of the audited split, whatever
+            the scores, boxes said twice counted once
 
-Variants: `full`; `no-filters`; `vanishing`, in which people's labels are not preferred after round
-1 and no specialist of the unseen class is tuned, so that it should die out and the guard should
-stop the loop; `vanishing-no-guard`, the same with a guard that only tells.
+Variants: `full`; `no-filters`; `vanishing-no-guard`, in which people's labels are not preferred
+after round 1, so that the unseen class should die out, with a guard that only tells; `vanishing`,
+the same with a guard that stops the loop (what comes before is the same, so it is copied).
 
 A killed run goes on where it was. Sizes and steps are parameters: the defaults take hours on a
 laptop; `--images 60 --human-share 0.3 --first-steps 3 --steps 3` shows in minutes that all runs.
@@ -28,6 +30,7 @@ import argparse
 import functools
 import json
 import math
+import shutil
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,19 +46,19 @@ from scipy import stats
 
 from florence2_jax.cli.train import load_config
 from florence2_jax.engine import audit, rounds
+from florence2_jax.engine.filter import FilterConfig, filter_record
 from florence2_jax.engine.specialists.imperfect import by_human, three
 from florence2_jax.engine.subsets import bare, write_changed
 from florence2_jax.geometry import box_iou
 from florence2_jax.records.importers.drawn import plan_scenes
 from florence2_jax.records.scene_config import EASY
-from florence2_jax.records.scene_shapes import COLORS
 from florence2_jax.records.schema import Record, Region
 from florence2_jax.records.store import RecordStore, write_store
 from florence2_jax.records.writing import split_by_hash
 from florence2_jax.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
-VARIANTS = ("full", "no-filters", "vanishing", "vanishing-no-guard")
+VARIANTS = ("full", "no-filters", "vanishing-no-guard", "vanishing")
 UNSEEN = "star"
 SAME, NOTHING = 0.5, 0.3  # IoU with an object that a box finds, and with all where nothing is.
 
@@ -65,11 +68,16 @@ MEASURES = {
     "missed_recall": "recall of missed",
     "imagined_per_100": "imagined /100",
     "unseen_recall": f"recall of {UNSEEN}",
-    "wrong_colors": "wrong colors",
     "model_precision": "model precision",
     "model_recall": "model recall",
+    "model_missed_recall": "model recall of missed",
+    "model_imagined_per_100": "model imagined /100",
     "model_unseen_recall": f"model recall of {UNSEEN}",
 }
+_ONCE = FilterConfig.create(
+    {"filters": ("regions",), "regions": {"min_score": 0.0, "nms_iou": 0.5}}
+)
+"""Boxes that are said twice, whatever their scores; the same for the models of all variants."""
 
 
 def main() -> None:
@@ -99,6 +107,9 @@ def run_one(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]
     )
     first = first_model(args, truth, source, data, seed)
     config = engine_config(args, variant, truth, source, seed, first)
+    unguarded = args.workdir / f"{variant}-no-guard-{seed}"
+    if unguarded.is_dir() and not workdir.is_dir():
+        copy_run(unguarded, workdir, config)
     report = rounds.run(config, workdir, num_workers=args.workers, tell=_teller(variant, seed))
     measured = measure(truth, workdir, report)
     return {"variant": variant, "seed": seed, "stopped": report["stopped"], "rounds": measured}
@@ -107,12 +118,12 @@ def run_one(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]
 def first_model(
     args: argparse.Namespace, truth: Path, source: Path, folder: Path, seed: int
 ) -> Path:
-    """A model that learnt from the specialists' labels, unfiltered: what every variant starts from.
+    """A model that learnt from the specialists' labels: what every variant starts from.
 
     It saves each of them from learning alone what a box is, which takes most of the steps.
     """
     workdir = folder / "specialists"
-    config = engine_config(args, "no-filters", truth, source, seed, None) | {"rounds": 0}
+    config = engine_config(args, "full", truth, source, seed, None) | {"rounds": 0}
     rounds.run(config, workdir, num_workers=args.workers, tell=_teller("first model", seed))
     train = train_config(
         args.first_steps, 7e-4, args.size_px, seed=seed, batch_size=args.batch_size
@@ -122,6 +133,14 @@ def first_model(
     train["input"]["on_excluded"] = "drop"
     loop.run(train, folder / "first-model", console=Console(quiet=True))
     return folder / "first-model"
+
+
+def copy_run(unguarded: Path, workdir: Path, config: Mapping[str, Any]) -> None:
+    """A run as far as it is the same under another run file: it stops where its guard says."""
+    shutil.copytree(unguarded, workdir)
+    path = workdir / "engine.json"
+    books = json.loads(path.read_text())
+    path.write_text(json.dumps(books | {"config": json.loads(json.dumps(config))}, indent=1))
 
 
 def engine_config(
@@ -134,12 +153,7 @@ def engine_config(
 ) -> dict[str, Any]:
     """The run file of a variant, whose models start from `first`."""
     is_vanishing = variant.startswith("vanishing")
-    tuned = {
-        "categories": (UNSEEN,),
-        "tasks": {"od": 1.0},
-        "total_steps": args.sparse_steps,
-        "peak_lr": 2e-4,
-    }
+    kept = {"regions": {"min_score": args.min_score, "nms_iou": 0.5}}
     train = train_config(args.steps, 3e-4, args.size_px, seed=seed, batch_size=args.batch_size)
     if first:
         train["init"] = {"workdir": str(first)}
@@ -154,14 +168,12 @@ def engine_config(
         },
         "specialists": three(str(truth), seed=seed, blind_to=(UNSEEN,)),
         "rounds": args.rounds,
-        "filter": {"filters": ()} if variant == "no-filters" else {"regions": {"nms_iou": 0.5}},
+        "filter": {"filters": ()} if variant == "no-filters" else kept,
+        "refine": {"echo": args.echo, "add_score": args.add_score},
+        "start": "fresh",
         "train": train,
-        "predict": {
-            "boxes": {"tasks": ("od",), "batch_size": args.batch_size},
-            "texts": {"tasks": ("region_to_description",), "batch_size": args.batch_size},
-        },
+        "predict": {"tasks": ("od",), "batch_size": args.batch_size},
         "human_shares": (args.human_images, 0.0) if is_vanishing else (args.human_images,),
-        "sparse": {} if is_vanishing or not args.sparse_steps else {UNSEEN: tuned},
         "final_model": True,
     }
 
@@ -220,22 +232,47 @@ def measure(truth: Path, workdir: Path, report: Mapping[str, Any]) -> list[dict[
     annotated = RecordStore(workdir / "round-0" / "annotated", "train")
     loose = [record for record in annotated if not _is_human(record)]
     missed = {record.id: _missed(true[record.id], record) for record in loose}
-    judged = {one["round"]: one["audit"] for one in report["rounds"]}
+    judged = {one["round"]: one.get("guard", {}).get("reasons", []) for one in report["rounds"]}
+    frozen = {
+        record.id: _missed(true[record.id], record)
+        for record in RecordStore(workdir / "round-0" / "audited", audit.SPLIT)
+    }
     measured = []
     for number in sorted(judged):
         row: dict[str, Any] = {"round": number}
+        labels: list[Record] = []
         store = workdir / f"round-{number}" / "filtered"
         if store.is_dir():
             labels = [record.kept() for record in RecordStore(store, "train")]
             row |= measure_labels(true, [r for r in labels if r.id in missed], missed)
         if number + 1 in judged:  # Trained on these labels.
-            boxes = judged[number + 1]["kinds"].get("boxes", {})
-            unseen = judged[number + 1]["classes"].get(UNSEEN, {})
-            row |= {"model_precision": boxes.get("precision"), "model_recall": boxes.get("recall")}
-            row["model_unseen_recall"] = unseen.get("recall")
+            place = workdir / f"round-{number + 1}"
+            said = RecordStore(place / "audited", audit.SPLIT)
+            once = [filter_record(record, _ONCE).kept() for record in said]
+            by_model = measure_labels(true, once, frozen)
+            row |= {f"model_{name}": value for name, value in by_model.items()}
+            row["guard_of_model"] = judged[number + 1]
+            if (predicted := place / "predicted").is_dir():
+                row["echo"] = echo(true, labels, RecordStore(predicted, "train"))
         if len(row) > 1:
             measured.append(row)
     return measured
+
+
+def echo(
+    true: Mapping[str, Record], labels: Sequence[Record], predicted: Sequence[Record]
+) -> float | None:
+    """The share of boxes where there is nothing that a model repeats, having learnt from them."""
+    said = {record.id: record for record in predicted}
+    counts: Counter[str] = Counter()
+    for record in labels:
+        found, again = _objects(record), _objects(said[record.id])
+        nothing = _overlaps(_objects(true[record.id]), found).max(axis=0, initial=0) < NOTHING
+        overlaps = _overlaps(found, again)
+        for j in np.flatnonzero(nothing):
+            counts["imagined"] += 1
+            counts["repeated"] += bool(_same(found[j], again, overlaps[j]))
+    return _ratio(counts["repeated"], counts["imagined"])
 
 
 def measure_labels(
@@ -252,13 +289,8 @@ def measure_labels(
                 continue
             counts["missed"] += 1
             counts["missed found"] += bool(_same(thing, found, overlaps[i]))
-        for j, region in enumerate(found):
-            best = overlaps[:, j].max(initial=0)
-            counts["imagined"] += bool(best < NOTHING)
-            if best >= SAME and (said := region.label("brief")):
-                meant = objects[int(overlaps[:, j].argmax())].label("brief") or ""
-                counts["described"] += 1
-                counts["wrong colors"] += _colors(said) != _colors(meant)
+        for j in range(len(found)):
+            counts["imagined"] += bool(overlaps[:, j].max(initial=0) < NOTHING)
     boxes = judged.kinds.get("boxes", audit.Counts())
     unseen = judged.classes.get(UNSEEN, audit.Counts())
     return {
@@ -268,7 +300,6 @@ def measure_labels(
         "imagined_per_100": 100 * counts["imagined"] / len(labels),
         "unseen_recall": unseen.recall,
         "unseen_precision": unseen.precision,
-        "wrong_colors": _ratio(counts["wrong colors"], counts["described"]),
         "num_images": len(labels),
         "num_missed": counts["missed"],
     }
@@ -298,10 +329,6 @@ def _same(thing: Region, found: Sequence[Region], overlaps: np.ndarray) -> list[
     return [j for j, r in enumerate(found) if r.label("category") == name and overlaps[j] >= SAME]
 
 
-def _colors(text: str) -> set[str]:
-    return set(text.split()) & set(COLORS)
-
-
 def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
@@ -312,7 +339,33 @@ def _ratio(part: int, whole: int) -> float | None:
 def summarise(args: argparse.Namespace, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Everything, with means and 95 % intervals over the seeds."""
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    return {"settings": settings, "runs": list(results), "means": _means(results)}
+    found = {"settings": settings, "runs": list(results), "means": _means(results)}
+    return found | {"changes": _changes(results), "filters": _worth(results)}
+
+
+def _changes(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What the rounds changed, by variant: the last row of a run less its first, by seed."""
+    changes: dict[str, dict[str, Any]] = {}
+    for variant in dict.fromkeys(one["variant"] for one in results):
+        runs = [one["rounds"] for one in results if one["variant"] == variant]
+        pairs = [(rows[-1], rows[0]) for rows in runs if len(rows) > 1]
+        changes[variant] = _differences(pairs)
+    return changes
+
+
+def _worth(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the filters are worth: `full` less `no-filters` in the last round, by seed."""
+    last = {(one["variant"], one["seed"]): one["rounds"][-1] for one in results}
+    both = [seed for variant, seed in last if variant == "full" and ("no-filters", seed) in last]
+    return _differences([(last["full", seed], last["no-filters", seed]) for seed in both])
+
+
+def _differences(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any]:
+    values = {
+        name: [a[name] - b[name] for a, b in pairs if None not in (a.get(name), b.get(name))]
+        for name in MEASURES
+    }
+    return {name: _interval(some) for name, some in values.items() if some}
 
 
 def _means(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -344,17 +397,22 @@ def show(summary: Mapping[str, Any]) -> None:
     for row in summary["means"]:
         cells = (_cell(row.get(name), name) for name in MEASURES)
         table.add_row(row["variant"], str(row["round"]), *cells)
-    console = Console(width=200)
+    rows = {f"{variant}: last less first": row for variant, row in summary["changes"].items()}
+    for name, row in (rows | {"full less no-filters": summary["filters"]}).items():
+        table.add_row(name, "", *(_cell(row.get(measure), measure) for measure in MEASURES))
+    console = Console(width=220)
     console.print(table)
     for one in summary["runs"]:
-        for reason in one["stopped"]:
-            console.print(f"{one['variant']}, seed {one['seed']}, stopped: {reason}")
+        for row in one["rounds"]:
+            for reason in row.get("guard_of_model", ()):
+                what = "stopped" if one["stopped"] else "told"
+                console.print(f"{one['variant']}, seed {one['seed']}, {what}: {reason}")
 
 
 def _cell(value: Mapping[str, float] | None, name: str) -> str:
     if value is None:
         return "-"
-    digits = 1 if name == "imagined_per_100" else 3
+    digits = 1 if name.endswith("per_100") else 3
     half = f" ± {value['half']:.{digits}f}" if "half" in value else ""
     return f"{value['mean']:.{digits}f}{half}"
 
@@ -387,7 +445,7 @@ def _panel(means: Sequence[Mapping[str, Any]], name: str, title: str) -> str:
     if not rows:
         return ""
     tops = [row[name]["mean"] + row[name].get("half", 0) for row in rows]
-    top = 1.0 if name != "imagined_per_100" else max(tops) or 1.0
+    top = 1.0 if not name.endswith("per_100") else max(tops) or 1.0
     last = max(1, *(row["round"] for row in rows)) if rows else 1
 
     def x(row: Mapping[str, Any]) -> float:
@@ -438,14 +496,16 @@ def _arguments() -> argparse.Namespace:
     add("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     add("--seeds", nargs="+", type=int, default=[0, 1, 2])
     add("--rounds", type=int, default=2)
-    add("--images", type=int, default=3000, help="scenes, frozen ones among them (3000)")
+    add("--images", type=int, default=6000, help="scenes, frozen ones among them (6000)")
     add("--size-px", type=int, default=64, help="of a scene's side (64)")
     add("--human-share", type=float, default=0.05, help="of images labelled by people (0.05)")
-    add("--human-images", type=float, default=0.25, help="of images in training by people (0.25)")
-    add("--audited", type=float, default=0.1, help="share that is frozen (0.1)")
-    add("--first-steps", type=int, default=2400, help="of the model that all start from (2400)")
-    add("--steps", type=int, default=400, help="of each model (400)")
-    add("--sparse-steps", type=int, default=200, help="of the unseen class's specialist (200)")
+    add("--human-images", type=float, default=0.4, help="of images in training by people (0.4)")
+    add("--audited", type=float, default=0.06, help="share that is frozen (0.06)")
+    add("--first-steps", type=int, default=4000, help="of the model that all start from (4000)")
+    add("--steps", type=int, default=500, help="of each model (500)")
+    add("--min-score", type=float, default=0.5, help="that a box needs to be learnt from (0.5)")
+    add("--echo", type=float, default=0.1, help="false boxes that a model repeats (0.1)")
+    add("--add-score", type=float, default=0.7, help="that a new box needs to enter (0.7)")
     add("--batch-size", type=int, default=8)
     add("--workers", type=int, default=1)
     return parser.parse_args()
