@@ -150,7 +150,17 @@ def _scatter(grad: jax.Array, axis: int, names: tuple[str, ...]) -> jax.Array:
 
 
 def _sum_over_copies(grad: jax.Array, spec: P) -> jax.Array:
-    """The gradient of a shard is summed over the devices that hold other shards already."""
+    """The gradient of a shard is summed over the devices that hold other shards already.
+
+    Axes of size 1 are taken out as in `_scatter`: between slices libtpu makes of this sum a
+    scatter, one over the network, and a gather. Barriers keep XLA from putting them in again.
+    """
     summed = {name for axes in spec for name in _names(axes)}
     left = tuple(name for name in BATCH_AXES if name not in summed)
-    return jax.lax.psum(grad, left) if left else grad
+    if not left:
+        return grad
+    if 1 not in grad.shape:
+        return jax.lax.psum(grad, left)
+    packed = jax.lax.optimization_barrier(grad.reshape([n for n in grad.shape if n != 1]))
+    total = jax.lax.optimization_barrier(jax.lax.psum(packed, left))
+    return total.reshape(grad.shape)
