@@ -146,7 +146,7 @@ def write_page(folder: Path, pods: Sequence[Case], scaling: Sequence[Case]) -> N
         PLOT.write_text(draw(points), encoding="utf-8")
         parts.append(f"![step time and collective bytes by number of chips]({PLOT.name})\n")
     if missing:
-        names = ", ".join(f"{case.config} on {case.topology}" for case in missing)
+        names = "; ".join(" on ".join(_names(case)) for case in missing)
         parts.append(f"Not computed yet: {names}.\n")
     PAGE.write_text("\n".join(part for part in parts if part), encoding="utf-8")
 
