@@ -21,7 +21,7 @@ Tell = Callable[..., None]
 (0 where that is not known), and what else there is to say of it."""
 
 
-def claim(workdir: Path, config: Mapping[str, Any]) -> None:
+def take_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
     """Makes the directory this run's, or finds that it is."""
     path = workdir / CONFIG
     own = json.loads(json.dumps(dict(config)))

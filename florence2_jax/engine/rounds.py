@@ -34,14 +34,14 @@ from florence2_jax.engine import audit
 from florence2_jax.engine.annotate import annotate
 from florence2_jax.engine.auditing.matching import match_kinds
 from florence2_jax.engine.calibrated import calibrated, fit
-from florence2_jax.engine.claims import claim as claimed
+from florence2_jax.engine.claims import claim
 from florence2_jax.engine.difference import difference
 from florence2_jax.engine.filter import FilterConfig, filter_record, filter_store
 from florence2_jax.engine.filters.marking import maker_of
 from florence2_jax.engine.refine import refine_store
 from florence2_jax.engine.report import write_report
 from florence2_jax.engine.round_config import A_MODEL, EngineConfig, SparseConfig, round_folder
-from florence2_jax.engine.round_files import Tell, by_specialist, claim, filter_values
+from florence2_jax.engine.round_files import Tell, by_specialist, filter_values, take_workdir
 from florence2_jax.engine.round_training import train_round, train_specialist
 from florence2_jax.engine.specialists import create
 from florence2_jax.engine.specialists.base import KINDS, Kind
@@ -83,7 +83,7 @@ def run(
     """
     engine = EngineConfig.create(config)
     workdir = Path(workdir).absolute()
-    claim(workdir, config)
+    take_workdir(workdir, config)
     loop = _Loop(
         engine, workdir, num_workers, ray, tell or (lambda what, done, total, detail="": None)
     )
@@ -256,7 +256,7 @@ class _Loop:
             return
         said = list(RecordStore(predicted, audit.SPLIT))
         truth, names = audit.truth(self.workdir), audit.current(self.workdir)
-        makers = sorted({maker_of(claimed(region)) for r in said for region in r.regions})
+        makers = sorted({maker_of(claim(region)) for r in said for region in r.regions})
         by_maker = {maker: [_only(record, maker) for record in said] for maker in makers}
         self._write(number, "precision.json", _precisions(truth, by_maker, names))
         calibration: dict[str, Any] = {}
@@ -374,7 +374,7 @@ def _fit(truth: Sequence[Record], said: Sequence[Record], names: audit.Ontology)
 
 
 def _only(record: Record, maker: str) -> Record:
-    regions = tuple(r for r in record.regions if maker_of(claimed(r)) == maker)
+    regions = tuple(r for r in record.regions if maker_of(claim(r)) == maker)
     return dataclasses.replace(record, texts=(), regions=regions, groundings=(), questions=())
 
 

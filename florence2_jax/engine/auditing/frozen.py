@@ -109,17 +109,7 @@ def freeze(
     settings = _settings(source, fraction, count, seed, split, near_copies)
     folder = audit_folder(directory)
     if (folder / _BOOKS).is_file():
-        books = _books(directory)
-        known = books["settings"]
-        if keep:
-            settings = known | {key: settings[key] for key in ("source_sha256", "split")}
-        if known != settings:
-            raise UserError(
-                f"{folder}: frozen before with other settings "
-                f"({difference(known, settings)}); a truth that changes measures "
-                "nothing: repeat the first settings, or begin another workdir"
-            )
-        return books
+        return _frozen_before(directory, settings, keep)
     _check_no_round(directory)
     if near_copies:
         image_hash("freezing with near_copies")
@@ -193,6 +183,21 @@ def _settings(source, fraction, count, seed, split, near_copies) -> dict[str, An
         "seed": seed,
         "near_copies": near_copies,
     }
+
+
+def _frozen_before(directory: Path, settings: dict[str, Any], keep: bool) -> dict[str, Any]:
+    """The books of the split that there is, if it is the one that is asked for."""
+    books = _books(directory)
+    known = books["settings"]
+    if keep:
+        settings = known | {key: settings[key] for key in ("source_sha256", "split")}
+    if known != settings:
+        raise UserError(
+            f"{audit_folder(directory)}: frozen before with other settings "
+            f"({difference(known, settings)}); a truth that changes measures "
+            "nothing: repeat the first settings, or begin another workdir"
+        )
+    return books
 
 
 def _check_no_round(directory: Path) -> None:
