@@ -25,6 +25,7 @@ from florence2_jax.engine.auditing.frozen import (
     freeze,
     frozen_ids,
     frozen_store,
+    is_frozen,
     overlap_with_frozen,
     training_store,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "frozen_ids",
     "frozen_store",
     "guard",
+    "is_frozen",
     "judge_round",
     "overlap_with_frozen",
     "predictions",

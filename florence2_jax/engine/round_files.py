@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from florence2_jax.engine import audit
 from florence2_jax.engine.round_config import round_folder
 from florence2_jax.records.journal import difference as first_difference
 from florence2_jax.records.journal import write_file
@@ -26,7 +27,7 @@ def take_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
     path = workdir / CONFIG
     own = json.loads(json.dumps(dict(config)))
     versions = {"florence2-jax": metadata.version("florence2-jax")}
-    if path.is_file():
+    if path.is_file() and audit.is_frozen(workdir):  # Before, no stage has used the run file.
         books = json.loads(path.read_text("utf-8"))
         known, versions = books["config"], books["versions"]
         free = _GROWS if (round_folder(workdir, 1) / "model.json").is_file() else _GROWS + _REFINES
@@ -39,10 +40,14 @@ def take_workdir(workdir: Path, config: Mapping[str, Any]) -> None:
             )
         if int(own.get("rounds", 0)) < int(known.get("rounds", 0)):
             own["rounds"] = known["rounds"]  # What was begun stays known.
-    elif workdir.is_dir() and any(path.name != "audit" for path in workdir.iterdir()):
+    elif not path.is_file() and _holds_other_files(workdir):
         raise UserError(f"{workdir}: is not empty and no engine's; give another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     write_file(path, json.dumps({"config": own, "versions": versions}, indent=1))
+
+
+def _holds_other_files(workdir: Path) -> bool:
+    return workdir.is_dir() and any(path.name != "audit" for path in workdir.iterdir())
 
 
 def read_config(workdir: Path) -> dict[str, Any]:

@@ -88,6 +88,14 @@ def test_mistakes_are_one_line_each(workdir, command, tmp_path, capsys):
         assert message in error and error.count("\n") == 1
 
 
+def test_a_fraction_that_freezes_nothing_can_be_mended(command, tmp_path, capsys):
+    run = ["annotate", *command[1], "--workdir", str(tmp_path / "few")]
+    assert main([*run, "--config.audit.fraction=1e-9"]) == 2
+    assert "would freeze 0 of " in (error := capsys.readouterr().err)
+    assert "audit.fraction" in error and error.count("\n") == 1
+    assert main([*run, "--config.audit.fraction=0.3"]) == 0
+
+
 def test_a_plan_measures_a_sample_and_multiplies(command, tmp_path, capsys):
     _, config = command
     place = ["--workdir", str(tmp_path / "plan"), "--sample", "24", "--with-workers", "4"]

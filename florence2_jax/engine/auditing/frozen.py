@@ -43,6 +43,11 @@ def audit_folder(directory: str | os.PathLike[str]) -> Path:
     return Path(directory) / "audit"
 
 
+def is_frozen(directory: str | os.PathLike[str]) -> bool:
+    """Whether a split has been frozen here."""
+    return (audit_folder(directory) / _BOOKS).is_file()
+
+
 def frozen_store(directory: str | os.PathLike[str]) -> Path:
     """The store of the frozen split. Raises UserError if nothing was frozen."""
     _books(directory)
@@ -229,7 +234,7 @@ def _choose(store: RecordStore, settings: dict[str, Any]) -> list[int]:
     if not 0 < len(chosen) < len(store):
         raise UserError(
             f"{store.directory}: would freeze {len(chosen)} of {len(store)} records; give another "
-            "fraction or count"
+            "fraction (audit.fraction of the engine's run file) or count"
         )
     return chosen
 
@@ -298,9 +303,8 @@ def _phash(image: bytes) -> str | None:
 
 
 def _books(directory: str | os.PathLike[str]) -> dict[str, Any]:
-    path = audit_folder(directory) / _BOOKS
-    if not path.is_file():
+    if not is_frozen(directory):
         raise UserError(
             f"{directory}: no split is frozen here; run: florence2-jax audit freeze SRC {directory}"
         )
-    return json.loads(path.read_text("utf-8"))
+    return json.loads((audit_folder(directory) / _BOOKS).read_text("utf-8"))
