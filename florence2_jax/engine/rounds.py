@@ -32,7 +32,7 @@ from typing import Any
 
 from florence2_jax.engine import audit
 from florence2_jax.engine.annotate import annotate
-from florence2_jax.engine.auditing.matching import match_kinds
+from florence2_jax.engine.auditing.matching import Outcome, match_kinds
 from florence2_jax.engine.calibrated import calibrated, fit
 from florence2_jax.engine.claims import claim
 from florence2_jax.engine.difference import difference
@@ -359,18 +359,23 @@ def _own(directory: Path) -> Path:
 def _precisions(
     truth: Sequence[Record], by_maker: Mapping[str, Sequence[Record]], names: audit.Ontology
 ) -> dict[str, float]:
-    """The share of each maker's boxes that is right, where it drew any."""
-    judged = {
-        maker: audit.judge_round(truth, said, ontology=names).kinds.get("boxes")
-        for maker, said in by_maker.items()
-    }
-    return {m: b.precision for m, b in judged.items() if b and b.precision is not None}
+    """The share of each maker's boxes that is right, where it drew any and people did."""
+    judged = {maker: _judged(truth, said, names).get("boxes") for maker, said in by_maker.items()}
+    found = {maker: boxes.total.precision for maker, boxes in judged.items() if boxes}
+    return {maker: precision for maker, precision in found.items() if precision is not None}
 
 
 def _fit(truth: Sequence[Record], said: Sequence[Record], names: audit.Ontology) -> dict[str, Any]:
     """What a maker's scores mean, by kind."""
-    outcomes = match_kinds(list(zip(truth, said, strict=True)), names)
+    outcomes = _judged(truth, said, names)
     return {k: fit(outcomes[k].scored) for k in ("boxes", "text_regions") if k in outcomes}
+
+
+def _judged(
+    truth: Sequence[Record], said: Sequence[Record], names: audit.Ontology
+) -> dict[str, Outcome]:
+    outcomes = match_kinds(list(zip(truth, said, strict=True)), names)
+    return {kind: outcome for kind, outcome in outcomes.items() if outcome.is_judged}
 
 
 def _only(record: Record, maker: str) -> Record:

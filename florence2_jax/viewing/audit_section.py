@@ -15,12 +15,16 @@ _MAX_CLASSES = 60  # Rows of the table.
 def audit_section(audits: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """What `RoundAudit.to_json` says of rounds, in their order: curves, then recall by class."""
     rounds = [audit["round"] for audit in audits]
+    kinds = list(dict.fromkeys(kind for audit in audits for kind in audit["kinds"]))
+    judged = [kind for kind in kinds if audits[-1]["kinds"].get(kind, {}).get("num_true")]
     yield (
         f"<h2>On the frozen split</h2><p>{plural(audits[-1]['num_images'], 'image')} that people "
-        "have judged and that the loop neither annotates nor learns from.</p>"
+        f"judge and that the loop neither annotates nor learns from.{_open(kinds, judged)}</p>"
     )
+    if not judged:
+        return
     drawn = []
-    for kind in dict.fromkeys(kind for audit in audits for kind in audit["kinds"]):
+    for kind in judged:
         rows = [audit["kinds"].get(kind, {}) for audit in audits]
         lines = [(name, [row.get(key) for row in rows]) for name, key in _RATIOS]
         note = f"{plural(rows[-1].get('num_true', 0), 'true annotation')} in the last round."
@@ -42,6 +46,12 @@ def audit_section(audits: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     drawn += [_calibration(kind, one) for kind, one in audits[-1]["calibration"].items()]
     yield f'<div class="plots">{"".join(drawn)}</div>'
     yield _classes(audits)
+
+
+def _open(kinds: Sequence[str], judged: Sequence[str]) -> str:
+    """Says of which kinds nobody has named anything there, so that nothing can be measured."""
+    names = [kind.replace("_", " ") for kind in kinds if kind not in judged]
+    return f" Nobody has named any of these there yet: {', '.join(names)}." if names else ""
 
 
 def _calibration(kind: str, one: Mapping[str, Any]) -> str:

@@ -106,6 +106,17 @@ def test_what_rounds_read_may_change_until_one_has_a_model(first_round, config):
         run(config, again)
 
 
+def test_what_nobody_has_labelled_is_neither_right_nor_wrong(config, scenes, tmp_path):
+    write_changed(scenes, tmp_path / "bare", bare, {"format": "by nobody"})
+    report = run(config | {"source": {"records": str(tmp_path / "bare")}}, tmp_path / "run")
+    judged = report["rounds"][0]["audit"]
+    assert judged["kinds"]["boxes"]["num_found"] > 0 == judged["kinds"]["boxes"]["num_true"]
+    assert judged["calibration"] == {}
+    folder = tmp_path / "run" / "round-0"
+    assert json.loads((folder / "precision.json").read_text()) == {}
+    assert "Nobody has named any of these there yet: boxes" in (folder / "report.html").read_text()
+
+
 def test_thresholds_are_changed_without_annotating_again(first_round, tmp_path):
     workdir, *_ = first_round
     parts = {path: path.stat().st_mtime_ns for path in workdir.glob("round-0/annotated*/**/*")}

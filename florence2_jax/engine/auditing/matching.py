@@ -87,6 +87,11 @@ class Outcome:
         """Of all classes."""
         return sum(self.classes.values(), Counts())
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether people have named anything of the kind: else nothing found is right or wrong."""
+        return self.total.num_true > 0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Claim:

@@ -148,7 +148,7 @@ def judge_round(
         calibration={
             kind: reliability(f"round {round}", kind, outcome.scored)
             for kind, outcome in outcomes.items()
-            if outcome.scored
+            if outcome.scored and outcome.is_judged
         },
         tail_share=tail_share,
         ontology_version=ontology.version,
