@@ -20,7 +20,7 @@ labels. Per round and seed:
 
 Variants: `full`; `no-filters`; `vanishing-no-guard`, in which people's labels are not preferred
 after round 1, so that the unseen class should die out, with a guard that only tells; `vanishing`,
-the same with a guard that stops the loop (what comes before is the same, so it is copied).
+the same with a guard that stops the loop. Rounds that are the same for two variants are copied.
 
 A killed run goes on where it was. Sizes and steps are parameters: the defaults take hours on a
 laptop; `--images 60 --human-share 0.3 --first-steps 3 --steps 3` shows in minutes that all runs.
@@ -52,6 +52,9 @@ from florence2_jax.records.writing import split_by_hash
 from florence2_jax.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
+# The last round up to which a variant is another one: people's labels are preferred in round 1, and
+# a guard that stops nothing changes nothing.
+SAME_ROUNDS = {"vanishing-no-guard": ("full", 1), "vanishing": ("vanishing-no-guard", 1000)}
 
 
 def main() -> None:
@@ -83,9 +86,10 @@ def run_one(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]
     )
     first = first_model(args, truth, source, data, seed)
     config = engine_config(args, variant, truth, source, seed, first)
-    unguarded = args.workdir / f"{variant}-no-guard-{seed}"
-    if unguarded.is_dir() and not workdir.is_dir():
-        copy_run(unguarded, workdir, config)
+    other, same_rounds = SAME_ROUNDS.get(variant, ("", 0))
+    done = args.workdir / f"{other}-{seed}"
+    if (done / "report.json").is_file() and not workdir.is_dir():
+        copy_run(done, workdir, config, same_rounds)
     report = rounds.run(config, workdir, num_workers=args.workers, tell=_teller(variant, seed))
     measured = measure(truth, workdir, report)
     return {"variant": variant, "seed": seed, "stopped": report["stopped"], "rounds": measured}
@@ -111,9 +115,14 @@ def first_model(
     return folder / "first-model"
 
 
-def copy_run(unguarded: Path, workdir: Path, config: Mapping[str, Any]) -> None:
-    """A run as far as it is the same under another run file: it stops where its guard says."""
-    shutil.copytree(unguarded, workdir)
+def copy_run(done: Path, workdir: Path, config: Mapping[str, Any], last_round: int) -> None:
+    """A run as far as it is the same under another run file, up to this round."""
+
+    def others(folder: str, names: list[str]) -> list[str]:
+        rounds = (name for name in names if name.startswith("round-") and Path(folder) == done)
+        return [name for name in rounds if int(name.removeprefix("round-")) > last_round]
+
+    shutil.copytree(done, workdir, ignore=others)
     path = workdir / "engine.json"
     books = json.loads(path.read_text())
     path.write_text(json.dumps(books | {"config": json.loads(json.dumps(config))}, indent=1))
