@@ -104,6 +104,7 @@ def first_model(
     """
     workdir = folder / "specialists"
     config = engine_config(args, "full", truth, source, seed, None) | {"rounds": 0}
+    config["filter"]["regions"]["min_score"] = 0.5
     rounds.run(config, workdir, num_workers=args.workers, tell=_teller("first model", seed))
     train = train_config(
         args.first_steps, 7e-4, args.size_px, seed=seed, batch_size=args.batch_size
@@ -154,7 +155,7 @@ def engine_config(
         "specialists": three(str(truth), seed=seed, blind_to=(UNSEEN,)),
         "rounds": args.rounds,
         "filter": {"filters": ()} if variant == "no-filters" else kept,
-        "refine": {"echo": args.echo, "add_score": args.add_score},
+        "refine": {"echo": args.echo, "add_score": args.add_score, "new_iou": args.new_iou},
         "start": "fresh",
         "train": train,
         "predict": {"tasks": ("od",), "batch_size": args.batch_size},
@@ -239,9 +240,12 @@ def _arguments() -> argparse.Namespace:
     add("--audited", type=float, default=0.06, help="share that is frozen (0.06)")
     add("--first-steps", type=int, default=4000, help="of the model that all start from (4000)")
     add("--steps", type=int, default=500, help="of each model (500)")
-    add("--min-score", type=float, default=0.5, help="that a box needs to be learnt from (0.5)")
+    add("--min-score", type=float, default=0.35, help="that a box needs to be learnt from (0.35)")
     add("--echo", type=float, default=0.1, help="false boxes that a model repeats (0.1)")
-    add("--add-score", type=float, default=0.7, help="that a new box needs to enter (0.7)")
+    add("--add-score", type=float, default=0.35, help="that a new box needs to enter (0.35)")
+    add(
+        "--new-iou", type=float, default=0.1, help="with a box of its name that is no new one (0.1)"
+    )
     add("--batch-size", type=int, default=8)
     add("--workers", type=int, default=1)
     return parser.parse_args()

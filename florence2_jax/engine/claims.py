@@ -8,7 +8,12 @@ says little (see `calibrated.py`).
 """
 
 import dataclasses
+from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+from florence2_jax.geometry import box_iou
 from florence2_jax.records.schema import LabelKind, Provenance, Region
 
 Name = tuple[LabelKind | None, str]
@@ -41,3 +46,25 @@ def with_claim(region: Region, maker: Provenance) -> Region:
             labels[i] = dataclasses.replace(label, provenance=maker)
             return dataclasses.replace(region, labels=tuple(labels))
     return dataclasses.replace(region, provenance=maker)
+
+
+def boxes_of(regions: Sequence[Region]) -> NDArray[np.float64]:
+    """Boxes [N, 4] in pixels."""
+    return np.array([region.box for region in regions], float).reshape(-1, 4)
+
+
+def alike(
+    regions: Sequence[Region], predicted: Sequence[Region], iou: float
+) -> NDArray[np.float64]:
+    """Overlap [R, Q] of regions and predictions of one name at one place; 0 for all others."""
+    overlaps = box_iou(boxes_of(regions), boxes_of(predicted))
+    names, theirs = ([name_of(one) for one in some] for some in (regions, predicted))
+    same = np.array([[a == b for b in theirs] for a in names], bool).reshape(overlaps.shape)
+    crowds = np.array([region.is_crowd for region in regions], bool)
+    return np.where(same & (overlaps >= iou) & ~crowds[:, None], overlaps, 0)
+
+
+def are_new(regions: Sequence[Region], predicted: Sequence[Region], iou: float) -> list[bool]:
+    """Which predictions have no region of their name that overlaps them so much."""
+    overlaps = alike(regions, predicted, iou)
+    return [not overlaps[:, j].any() for j in range(len(predicted))]

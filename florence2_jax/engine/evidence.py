@@ -31,6 +31,8 @@ class RefineConfig:
 
     iou: float = 0.5
     """Boxes that overlap so much, intersection over union, are one place."""
+    new_iou: float = 0.3
+    """A prediction that overlaps a region of its name so much says nothing new."""
     add_score: float = 0.5
     """What the model predicts where nothing is enters the record with this score or more."""
     echo: float = 0.3

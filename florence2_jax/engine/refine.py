@@ -95,7 +95,9 @@ def refine_store(
     """Writes the store of a round: `before` with `predicted` merged into it.
 
     Args:
-        before: the store of the round before, with the same records in the same order.
+        before: the labels so far, with the same records in the same order. The loop gives those of
+            round 0: models of two rounds miss and imagine alike, so that what one says after the
+            other is no second piece of evidence.
         predicted: what the model says, as `annotate` wrote it.
         failed: ids of records about which the model said nothing because it failed; they stay as
             they are.
@@ -127,6 +129,7 @@ def refine_store(
         predicted=predicted,
         failed=frozenset(failed),
         calibration=calibration or {},
+        new_iou=config.new_iou,
         merge=functools.partial(
             merge, config=config, round=round, asked=tuple(asked), recalls=recalls
         ),
@@ -162,6 +165,7 @@ def _make(
     predicted: Path,
     failed: frozenset[str],
     calibration: Calibration,
+    new_iou: float,
     merge: Callable[..., Record],
 ) -> Record:
     split, index = unit
@@ -177,7 +181,8 @@ def _make(
     if record.id in failed:
         ledger.note("image", "left as it was: the model failed")
         return record
-    return merge(record, calibrated(by_model, calibration), ledger=ledger)
+    by_model = calibrated(by_model, calibration, beside=record.regions, new_iou=new_iou)
+    return merge(record, by_model, ledger=ledger)
 
 
 def _by_model(things: Sequence[_Said]) -> list[_Said]:

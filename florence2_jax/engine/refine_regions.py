@@ -5,7 +5,8 @@ What regions claim (`claims.py`) is held against each other. Per image:
 
 1.  A region is found if a prediction of the same name overlaps it enough; the boxes that several
     specialists drew around one thing may all be found by one prediction. A prediction that finds
-    none enters as a region of this round if it is sure enough, and else is left out.
+    none enters as a region of this round if it is sure enough and no region of its name is near,
+    which it may be a poorer box of; else it is left out.
 2.  What was found gains score, what was missed loses it (`evidence.py`). Humans' regions neither.
 3.  Where the model names a place differently from a region that it missed, the two contradict each
     other. The higher score stays, the other is marked; against a human the model always loses.
@@ -18,9 +19,8 @@ import dataclasses
 from collections.abc import Collection, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from florence2_jax.engine.claims import claim, name_of, with_claim
+from florence2_jax.engine.claims import alike, are_new, boxes_of, claim, name_of, with_claim
 from florence2_jax.engine.evidence import Evidence, is_set_aside
 from florence2_jax.engine.specialists.base import Kind
 from florence2_jax.geometry import box_iou
@@ -47,16 +47,19 @@ def merge_regions(
     """
     merged = list(regions)
     by_model = [region for region in predicted if not region.is_crowd]
-    alike = _alike(merged, by_model, evidence.config.iou)
-    found = np.flatnonzero(alike.any(axis=1)).tolist()
+    iou = evidence.config.iou
+    overlaps = alike(regions, by_model, iou)
+    found = np.flatnonzero(overlaps.any(axis=1)).tolist()
     for i in found:
-        merged[i] = _found(merged[i], by_model[int(alike[i].argmax())], evidence, ledger)
-    partnered = [bool(alike[:, j].any()) for j in range(len(by_model))]
-    new = [
+        merged[i] = _found(merged[i], by_model[int(overlaps[i].argmax())], evidence, ledger)
+    others = [
         region
-        for region, has_partner in zip(by_model, partnered, strict=True)
-        if not has_partner and claim(region).kind != "human"
+        for region, finds_none in zip(by_model, are_new(regions, by_model, iou), strict=True)
+        if finds_none and claim(region).kind != "human"
     ]
+    is_new = are_new(regions, others, evidence.config.new_iou)
+    new = [region for region, one in zip(others, is_new, strict=True) if one]
+    ledger.note("region", "predicted beside one of its name", len(others) - len(new))
     sure = [r for r in new if evidence.score(claim(r)) >= evidence.config.add_score]
     ledger.note("region", "predicted, but not sure enough to enter", len(new) - len(sure))
     missed = [i for i in range(len(regions)) if i not in found and _is_asked(regions[i], asked)]
@@ -66,21 +69,6 @@ def merge_regions(
     ledger.note("region", "added", len(sure))
     claims = [*found, *range(len(regions), len(merged))]
     return tuple(_judged(merged, claims, missed, evidence, ledger))
-
-
-def _alike(
-    regions: Sequence[Region], predicted: Sequence[Region], iou: float
-) -> NDArray[np.float64]:
-    """Overlap [R, Q] of regions and predictions of one name at one place; 0 for all others."""
-    overlaps = box_iou(_boxes(regions), _boxes(predicted))
-    names, theirs = ([name_of(one) for one in some] for some in (regions, predicted))
-    same = np.array([[a == b for b in theirs] for a in names], bool).reshape(overlaps.shape)
-    crowds = np.array([region.is_crowd for region in regions], bool)
-    return np.where(same & (overlaps >= iou) & ~crowds[:, None], overlaps, 0)
-
-
-def _boxes(regions: Sequence[Region]) -> np.ndarray:
-    return np.array([region.box for region in regions], float).reshape(-1, 4)
 
 
 def _is_asked(region: Region, asked: Collection[Kind]) -> bool:
@@ -170,7 +158,7 @@ def _judged(
     """
     regions = list(regions)
     names = [name_of(region) for region in regions]
-    overlaps = box_iou(_boxes(regions), _boxes(regions))
+    overlaps = box_iou(boxes_of(regions), boxes_of(regions))
     losers: set[int] = set()
     for i in claims:
         for j in missed:

@@ -33,8 +33,8 @@ from typing import Any
 from florence2_jax.engine import audit
 from florence2_jax.engine.annotate import annotate
 from florence2_jax.engine.auditing.matching import Outcome, match_kinds
-from florence2_jax.engine.calibrated import calibrated, fit
-from florence2_jax.engine.claims import claim
+from florence2_jax.engine.calibrated import calibrated, fit_maker
+from florence2_jax.engine.claims import are_new, claim
 from florence2_jax.engine.difference import difference
 from florence2_jax.engine.filter import FilterConfig, filter_record, filter_store
 from florence2_jax.engine.filters.marking import maker_of
@@ -178,7 +178,7 @@ class _Loop:
     def _refine(self, number: int) -> dict[str, Any]:
         folder, before = round_folder(self.workdir, number), round_folder(self.workdir, number - 1)
         if not (folder / "merged.json").is_file():
-            self._merge(number, before, folder)
+            self._merge(number, folder)
         self._filter(number)
         if not (folder / "difference.json").is_file():
             change = difference(
@@ -190,10 +190,10 @@ class _Loop:
             self._write(number, "difference.json", change)
         return self._report(number)
 
-    def _merge(self, number: int, before: Path, folder: Path) -> None:
+    def _merge(self, number: int, folder: Path) -> None:
         failed = self._predict(self.training, folder / "predicted", number)
         merged = refine_store(
-            before / "annotated",
+            round_folder(self.workdir, 0) / "annotated",
             folder / "predicted",
             folder / "annotated",
             self.engine.refine,
@@ -231,18 +231,22 @@ class _Loop:
         )
 
     def _predict(self, source: Path, directory: Path, number: int) -> set[str]:
-        """Lets the round's model annotate; the ids it failed at."""
+        """Lets the round's model annotate; the ids it failed at.
+
+        What the specialists of round 1 say of sparse kinds counts in every round.
+        """
         folder = round_folder(self.workdir, number)
         model = {"type": "checkpoint", "model": str(folder / "model")}
         main = [model | dict(settings) for settings in self.engine.predict]
-        sparse = self._sparse(number)
+        sparse = self.engine.sparse
         own = _own(directory) if sparse else directory
         self._annotate(source, own, main, number)
         stores = []
         for name, one in sparse.items():
-            tuned = {"model": str(folder / f"{name}-model"), "tasks": tuple(one.tasks)}
-            stores.append((directory.with_name(f"{directory.name}-{name}"), one.categories))
-            self._annotate(source, stores[-1][0], [main[0] | tuned], number)
+            first = round_folder(self.workdir, 1)
+            tuned = {"model": str(first / f"{name}-model"), "tasks": tuple(one.tasks)}
+            stores.append((first / f"{directory.name}-{name}", one.categories))
+            self._annotate(source, stores[-1][0], [main[0] | tuned], 1)
         if sparse and not (directory / INFO).is_file():
             split = audit.SPLIT if source == self.bare else self.split
             change = functools.partial(joined, others=tuple(stores), split=split)
@@ -264,7 +268,15 @@ class _Loop:
             judged = audit.judge_round(truth, said, ontology=names)
             self._write(number, "recalls.json", _recalls(judged.to_json()))
             if self.engine.audit.is_calibrating:
-                calibration = {maker: _fit(truth, by_maker[maker], names) for maker in makers}
+                before = RecordStore(round_folder(self.workdir, 0) / "audited", audit.SPLIT)
+                new = [self._new(*both) for both in zip(before, said, strict=True)]
+                calibration = {
+                    maker: fit_maker(
+                        _judged(truth, by_maker[maker], names),
+                        _judged(truth, [_only(record, maker) for record in new], names),
+                    )
+                    for maker in makers
+                }
             self._write(number, "calibration.json", calibration)
         own = _own(predicted)
         by_model = RecordStore(own, audit.SPLIT) if own.is_dir() else said
@@ -274,6 +286,12 @@ class _Loop:
         if number:
             audit.write_predictions(self.workdir, number, kept)
         self._write(number, "audit.json", judged.to_json())
+
+    def _new(self, before: Record, said: Record) -> Record:
+        """What a model says where nothing was said before."""
+        new = are_new(before.regions, said.regions, self.engine.refine.new_iou)
+        kept = tuple(r for r, one in zip(said.regions, new, strict=True) if one)
+        return dataclasses.replace(said, regions=kept)
 
     def _filter(self, number: int) -> None:
         folder = round_folder(self.workdir, number)
@@ -363,12 +381,6 @@ def _precisions(
     judged = {maker: _judged(truth, said, names).get("boxes") for maker, said in by_maker.items()}
     found = {maker: boxes.total.precision for maker, boxes in judged.items() if boxes}
     return {maker: precision for maker, precision in found.items() if precision is not None}
-
-
-def _fit(truth: Sequence[Record], said: Sequence[Record], names: audit.Ontology) -> dict[str, Any]:
-    """What a maker's scores mean, by kind."""
-    outcomes = _judged(truth, said, names)
-    return {k: fit(outcomes[k].scored) for k in ("boxes", "text_regions") if k in outcomes}
 
 
 def _judged(

@@ -7,11 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from florence2_jax.engine.calibrated import calibrated, fit
+from florence2_jax.engine.auditing.matching import Counts, Outcome
+from florence2_jax.engine.calibrated import calibrated, fit, fit_maker
 from florence2_jax.engine.difference import difference
 from florence2_jax.engine.evidence import Evidence, RefineConfig
 from florence2_jax.engine.filter import FilterConfig, filter_record
 from florence2_jax.engine.refine import merge, refine_store
+from florence2_jax.records.ledger import Ledger
 from florence2_jax.records.schema import (
     Grounding,
     Label,
@@ -276,7 +278,7 @@ def test_scores_of_a_model_become_the_share_that_is_right():
     rng = np.random.default_rng(0)
     scores = rng.uniform(0, 0.1, 2000)  # As small models with smoothed locations have them.
     knots = fit([(s, bool(rng.random() < 10 * s)) for s in scores.tolist()])
-    known = {"run@1": {"boxes": knots}}
+    known = {"run@1": {"all": {"boxes": knots}}}
     predicted = record(region("fish", BOX, model(0.08)), region("tree", FAR, model(0.01)))
     high, low = (r.provenance.score for r in calibrated(predicted, known).regions)
     assert abs(high - 0.8) < 0.1 and abs(low - 0.1) < 0.1
@@ -285,6 +287,36 @@ def test_scores_of_a_model_become_the_share_that_is_right():
     assert calibrated(predicted, {}) == predicted
     others = record(region("fish", BOX, specialist(0.08)))
     assert calibrated(others, known) == others
+
+
+def test_a_poorer_box_of_what_is_there_is_nothing_new():
+    poorer = region("fish", (10.0, 10.0, 50.0, 26.0), model(0.9))  # An IoU of 0.4.
+    before, books = record(region("fish", BOX, specialist(0.6))), Ledger()
+    merged = merge(before, record(poorer), CONFIG, 1, ledger=books)
+    assert [one.box for one in merged.regions] == [BOX]
+    assert books.counts()["region"]["noted"]["predicted beside one of its name"] == 1
+    other = merge(before, record(region("tree", poorer.box, model(0.9))), CONFIG, 1)
+    assert len(other.regions) == 2  # Another name is another claim.
+
+
+def test_what_nobody_else_saw_has_a_mapping_and_odds_of_its_own():
+    def outcome(right: dict[str, tuple[int, int]]) -> Outcome:
+        classes = {n: Counts(num_found=f, num_matched=m) for n, (f, m) in right.items()}
+        scored = [(0.9, i < m) for f, m in right.values() for i in range(f)]
+        return Outcome(classes=classes, scored=scored)
+
+    judged, new = outcome({"fish": (100, 90)}), outcome({"fish": (20, 4), "tree": (20, 16)})
+    known = {"run@1": fit_maker({"boxes": judged}, {"boxes": new})}
+    said = record(*(region(name, FAR, model(0.9)) for name in ("fish", "tree")))
+    there = (region("fish", FAR),)
+    scores = [
+        [one.provenance.score for one in calibrated(said, known, **beside).regions]
+        for beside in ({}, {"beside": there, "new_iou": 0.3}, {"beside": (), "new_iou": 0.3})
+    ]
+    assert scores[0] == pytest.approx([0.9, 0.9]) and scores[1][0] == pytest.approx(0.9)
+    fish, tree = scores[2]
+    assert tree == scores[1][1]
+    assert fish == pytest.approx((4 + 2 * 0.5) / 22) and tree == pytest.approx((16 + 1) / 22)
 
 
 def test_a_model_s_box_is_judged_by_the_score_of_its_name():
