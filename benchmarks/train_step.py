@@ -9,7 +9,7 @@ prompt of 32 tokens and a target of 64. float32 on a CPU; on a GPU bfloat16 over
 in PyTorch by autocast, also compiled by `torch.compile`, at batches that double until the card is
 full. Both train with dropout 0.1 (of attention and activations too) and drop path 0.1, each
 drawing its own random numbers; PyTorch has its fused AdamW and its attention (`sdpa`). On a CPU the
-process keeps what a step frees (`host_memory`), which serves both. Clocks are
+process keeps what a step frees (`parallel.host_memory`), which serves both. Clocks are
 read when results are there; a number is the median over `--turns`, after two that compile and warm
 up. `ratio` is PyTorch's time (the better one's) by ours. `annotations` are what K prompts per image
 bring: transformers encodes the image once for each.
@@ -34,7 +34,6 @@ import jax
 import numpy as np
 import torch
 import transformers
-from host_memory import keep_freed_memory
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Florence2Config as TorchConfig
 from transformers import Florence2ForConditionalGeneration
@@ -43,6 +42,7 @@ from florence2_jax.conversion.configs import to_torch
 from florence2_jax.conversion.translate import to_tensors
 from florence2_jax.models.config import Florence2Config
 from florence2_jax.models.davit import IMAGE_MEAN, IMAGE_STD
+from florence2_jax.parallel.host_memory import keep_freed_memory
 from florence2_jax.parallel.mesh import MeshConfig, make_mesh
 from florence2_jax.training.optimizer import OptimizerConfig, make_optimizer
 from florence2_jax.training.state import init_params, init_state, model_graph

@@ -15,6 +15,7 @@ import os
 import sys
 from pathlib import Path
 
+from florence2_jax.parallel.host_memory import has_accelerator, keep_freed_memory
 from florence2_jax.typing import UserError
 from florence2_jax.version import __version__
 
@@ -33,6 +34,8 @@ COMMANDS = {
     "replay": "run a step that went wrong once more, on this machine's processor",
     "tokenizer": "train a SentencePiece tokenizer on a store's texts",
 }
+
+_RUN_MODELS = ("train", "predict", "evaluate", "annotate", "replay")
 
 _EXAMPLES = """examples:
   florence2-jax records scenes 2000 /tmp/scenes
@@ -53,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = _top_parser().parse_args(argv[:1])
     _keep_compiled_programs()
+    if arguments.command in _RUN_MODELS and not has_accelerator():
+        keep_freed_memory()
     command = importlib.import_module(f"florence2_jax.cli.{arguments.command}")
     # A command may parse by itself; `train` hands what it does not know to the run file.
     parse = getattr(command, "parse", None) or command.parser().parse_args
