@@ -93,14 +93,16 @@ def calibrated(
 
 def _mapped(region: Region, calibration: Calibration, *, is_new: bool) -> Region:
     maker = claim(region)
-    kind, name = name_of(region)
+    label, name = name_of(region)
+    kind = KINDS[label == "text"]
     known = calibration.get(maker_of(maker), {})
-    knots = known.get("new" if is_new else "all", {}).get(KINDS[kind == "text"])
+    of_new = known.get("new", {}).get(kind) if is_new else None
+    knots = of_new or known.get("all", {}).get(kind)
     if maker.kind == "human" or maker.score is None or not knots:
         return region
     scores, shares = np.array(knots).T
     score = float(np.interp(maker.score, scores, shares))
-    if is_new and kind == "category":
+    if of_new and kind == "boxes":
         odds = _odds(score) * known["odds"].get(name, 1.0)
         score = odds / (1 + odds)
     return with_claim(region, dataclasses.replace(maker, score=score))

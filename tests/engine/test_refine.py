@@ -314,6 +314,9 @@ def test_what_nobody_else_saw_has_a_mapping_and_odds_of_its_own():
         for beside in ({}, {"beside": there, "new_iou": 0.3}, {"beside": (), "new_iou": 0.3})
     ]
     assert scores[0] == pytest.approx([0.9, 0.9]) and scores[1][0] == pytest.approx(0.9)
+    without = {"run@1": {**known["run@1"], "new": {}}}  # Nothing new was drawn there.
+    alone = calibrated(said, without, beside=(), new_iou=0.3).regions
+    assert [one.provenance.score for one in alone] == pytest.approx([0.9, 0.9])
     fish, tree = scores[2]
     assert tree == scores[1][1]
     assert fish == pytest.approx((4 + 2 * 0.5) / 22) and tree == pytest.approx((16 + 1) / 22)
