@@ -77,6 +77,9 @@ def main() -> None:
 
 def run_one(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]:
     """One loop: the measures of its rounds, and why it was stopped if it was."""
+    result = args.workdir / f"{variant}-{seed}.json"
+    if result.is_file():
+        return json.loads(result.read_text())
     data, workdir = args.workdir / f"data-{seed}", args.workdir / f"{variant}-{seed}"
     truth, source = data / "truth", data / "source"
     scenes = replace(EASY, size_px=args.size_px)
@@ -92,7 +95,9 @@ def run_one(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]
         copy_run(done, workdir, config, same_rounds)
     report = rounds.run(config, workdir, num_workers=args.workers, tell=_teller(variant, seed))
     measured = measure(truth, workdir, report)
-    return {"variant": variant, "seed": seed, "stopped": report["stopped"], "rounds": measured}
+    found = {"variant": variant, "seed": seed, "stopped": report["stopped"], "rounds": measured}
+    result.write_text(json.dumps(found, indent=1))
+    return found
 
 
 def first_model(
