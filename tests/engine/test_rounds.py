@@ -106,6 +106,15 @@ def test_what_rounds_read_may_change_until_one_has_a_model(first_round, config):
         run(config, again)
 
 
+def test_two_processes_write_the_same_labels(first_round, config, tmp_path):
+    workdir, *_ = first_round
+    run(config, tmp_path / "run", num_workers=2)
+    one, two = (
+        RecordStore(d / "round-0" / "filtered", "train") for d in (workdir, tmp_path / "run")
+    )
+    assert list(one) == list(two) and len(one)
+
+
 def test_what_nobody_has_labelled_is_neither_right_nor_wrong(config, scenes, tmp_path):
     write_changed(scenes, tmp_path / "bare", bare, {"format": "by nobody"})
     report = run(config | {"source": {"records": str(tmp_path / "bare")}}, tmp_path / "run")
