@@ -29,6 +29,7 @@ laptop; `--images 60 --human-share 0.3 --first-steps 3 --steps 3` shows in minut
 import argparse
 import functools
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -124,11 +125,11 @@ def first_model(
 def copy_run(done: Path, workdir: Path, config: Mapping[str, Any], last_round: int) -> None:
     """A run as far as it is the same under another run file, up to this round."""
 
-    def others(folder: str, names: list[str]) -> list[str]:
-        rounds = (name for name in names if name.startswith("round-") and Path(folder) == done)
-        return [name for name in rounds if int(name.removeprefix("round-")) > last_round]
+    def later(folder: str, names: list[str]) -> list[str]:
+        rounds = (re.fullmatch(r"round-(\d+)", name) for name in names)
+        return [one[0] for one in rounds if one and int(one[1]) > last_round]
 
-    shutil.copytree(done, workdir, ignore=others)
+    shutil.copytree(done, workdir, ignore=later)
     path = workdir / "engine.json"
     books = json.loads(path.read_text())
     path.write_text(json.dumps(books | {"config": json.loads(json.dumps(config))}, indent=1))
