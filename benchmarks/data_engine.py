@@ -18,9 +18,10 @@ labels. Per round and seed:
     model   the same of what a model that was trained on them says of the audited split, whatever
             the scores, boxes said twice counted once
 
-Variants: `full`; `no-filters`; `vanishing-no-guard`, in which people's labels are not preferred
-after round 1, so that the unseen class should die out, with a guard that only tells; `vanishing`,
-the same with a guard that stops the loop. Rounds that are the same for two variants are copied.
+Variants: `full`; `no-filters`; `vanishing-no-guard`, in which the model of round 1 learns mostly
+from people's labels, later ones have no more of them than there are, and nothing that a model finds
+anew enters, so that the unseen class should be forgotten, with a guard that only tells;
+`vanishing`, the same with a guard that stops the loop (what comes before is the same: a copy).
 
 A killed run goes on where it was. Sizes and steps are parameters: the defaults take hours on a
 laptop; `--images 60 --human-share 0.3 --first-steps 3 --steps 3` shows in minutes that all runs.
@@ -29,7 +30,6 @@ laptop; `--images 60 --human-share 0.3 --first-steps 3 --steps 3` shows in minut
 import argparse
 import functools
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -53,9 +53,6 @@ from florence2_jax.records.writing import split_by_hash
 from florence2_jax.training import loop
 
 ROOT = Path(__file__).resolve().parents[1]
-# The last round up to which a variant is another one: people's labels are preferred in round 1, and
-# a guard that stops nothing changes nothing.
-SAME_ROUNDS = {"vanishing-no-guard": ("full", 1), "vanishing": ("vanishing-no-guard", 1000)}
 
 
 def main() -> None:
@@ -90,10 +87,9 @@ def run_one(args: argparse.Namespace, variant: str, seed: int) -> dict[str, Any]
     )
     first = first_model(args, truth, source, data, seed)
     config = engine_config(args, variant, truth, source, seed, first)
-    other, same_rounds = SAME_ROUNDS.get(variant, ("", 0))
-    done = args.workdir / f"{other}-{seed}"
-    if (done / "report.json").is_file() and not workdir.is_dir():
-        copy_run(done, workdir, config, same_rounds)
+    unguarded = args.workdir / f"{variant}-no-guard-{seed}"
+    if (unguarded / "report.json").is_file() and not workdir.is_dir():
+        copy_run(unguarded, workdir, config)
     report = rounds.run(config, workdir, num_workers=args.workers, tell=_teller(variant, seed))
     measured = measure(truth, workdir, report)
     found = {"variant": variant, "seed": seed, "stopped": report["stopped"], "rounds": measured}
@@ -109,8 +105,9 @@ def first_model(
     It saves each of them from learning alone what a box is, which takes most of the steps.
     """
     workdir = folder / "specialists"
-    config = engine_config(args, "full", truth, source, seed, None) | {"rounds": 0}
-    config["filter"]["regions"]["min_score"] = 0.5
+    likely = {"regions": {"min_score": 0.5, "nms_iou": 0.5}}
+    config = engine_config(args, "full", truth, source, seed, None)
+    config |= {"rounds": 0, "filter": likely}
     rounds.run(config, workdir, num_workers=args.workers, tell=_teller("first model", seed))
     train = train_config(
         args.first_steps, 7e-4, args.size_px, seed=seed, batch_size=args.batch_size
@@ -122,14 +119,9 @@ def first_model(
     return folder / "first-model"
 
 
-def copy_run(done: Path, workdir: Path, config: Mapping[str, Any], last_round: int) -> None:
-    """A run as far as it is the same under another run file, up to this round."""
-
-    def later(folder: str, names: list[str]) -> list[str]:
-        rounds = (re.fullmatch(r"round-(\d+)", name) for name in names)
-        return [one[0] for one in rounds if one and int(one[1]) > last_round]
-
-    shutil.copytree(done, workdir, ignore=later)
+def copy_run(unguarded: Path, workdir: Path, config: Mapping[str, Any]) -> None:
+    """A run as far as it is the same under another run file: it stops where its guard says."""
+    shutil.copytree(unguarded, workdir)
     path = workdir / "engine.json"
     books = json.loads(path.read_text())
     path.write_text(json.dumps(books | {"config": json.loads(json.dumps(config))}, indent=1))
@@ -161,11 +153,15 @@ def engine_config(
         "specialists": three(str(truth), seed=seed, blind_to=(UNSEEN,)),
         "rounds": args.rounds,
         "filter": {"filters": ()} if variant == "no-filters" else kept,
-        "refine": {"echo": args.echo, "add_score": args.add_score, "new_iou": args.new_iou},
+        "refine": {
+            "echo": args.echo,
+            "add_score": 0.99 if is_vanishing else args.add_score,
+            "new_iou": args.new_iou,
+        },
         "start": "fresh",
         "train": train,
         "predict": {"tasks": ("od",), "batch_size": args.batch_size},
-        "human_shares": (args.human_images, 0.0) if is_vanishing else (args.human_images,),
+        "human_shares": (0.8, 0.0) if is_vanishing else (args.human_images,),
         "final_model": True,
     }
 
