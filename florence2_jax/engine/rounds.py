@@ -10,7 +10,7 @@
     DIR/round-N/calibration.json what its scores mean, measured there; `recalls.json`, what of the
                                  true boxes it draws, whatever their scores
     DIR/round-N/predicted        what it says of the training images
-    DIR/round-N/annotated        the same merged with the labels before it, and
+    DIR/round-N/annotated        the same merged with the labels of round 0, and
     DIR/round-N/filtered         filtered: what the next model learns from
     DIR/round-N/difference.json  what changed against the round before, `report.json|html` the rest
 
@@ -20,7 +20,7 @@ skips what is there and goes on with what is not; a stage that was interrupted g
 Nothing is learnt from the frozen images, but a round is judged by what it says about them: round 0
 by its specialists (`audit.json` tells how good the first labels are), later ones by their models.
 The guard compares models, for a small model may well know less than the specialists it begins with,
-and without those that are tuned on rare kinds in round 1, which later rounds do not have.
+and without those that are tuned on rare kinds in round 1, which do not change from then on.
 """
 
 import dataclasses
