@@ -51,7 +51,8 @@ def measure(truth: Path, workdir: Path, report: Mapping[str, Any]) -> list[dict[
         row: dict[str, Any] = {"round": number}
         labels: list[Record] = []
         store = workdir / f"round-{number}" / "filtered"
-        if store.is_dir():
+        is_last = bool(report["stopped"]) and number == max(judged)  # Its labels are the copy's.
+        if store.is_dir() and not is_last:
             labels = [record.kept() for record in RecordStore(store, "train")]
             row |= measure_labels(true, [r for r in labels if r.id in missed], missed)
         if number + 1 in judged:  # Trained on these labels.
