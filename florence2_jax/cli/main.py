@@ -53,10 +53,11 @@ _DISK_ERRORS = (
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Returns the exit status: 0, or 2 for what the user can mend."""
+    is_program = argv is None  # Else the process is somebody else's, and so is its memory.
     argv = sys.argv[1:] if argv is None else argv
     arguments = _top_parser().parse_args(argv[:1])
     _keep_compiled_programs()
-    if arguments.command in _RUN_MODELS and not has_accelerator():
+    if is_program and arguments.command in _RUN_MODELS and not has_accelerator():
         keep_freed_memory()
     command = importlib.import_module(f"florence2_jax.cli.{arguments.command}")
     # A command may parse by itself; `train` hands what it does not know to the run file.
