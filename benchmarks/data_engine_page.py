@@ -60,9 +60,9 @@ def _means(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def _interval(values: Sequence[float]) -> dict[str, float | int]:
-    """The mean, and half of the interval in which it lies with 95 % for normal errors."""
-    found = {"mean": statistics.fmean(values), "num_seeds": len(values)}
+def _interval(values: Sequence[float]) -> dict[str, Any]:
+    """The values and their mean, and half of its 95 % interval for normal errors."""
+    found: dict[str, Any] = {"mean": statistics.fmean(values), "values": list(values)}
     if len(values) > 1:
         found["half"] = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return found
@@ -99,7 +99,7 @@ _INKS = ("#1f6feb", "#d1242f", "#1a7f37", "#8250df")
 
 
 def plot(summary: Mapping[str, Any]) -> str:
-    """An SVG with a panel per measure: means by round, bars for the intervals."""
+    """An SVG with a panel per measure: means by round, and a ring for each seed."""
     panels = [
         f'<g transform="translate({(i % 3) * _WIDTH},{(i // 3) * _HEIGHT + 30})">'
         f"{_panel(summary['means'], name, title)}</g>"
@@ -121,7 +121,7 @@ def _panel(means: Sequence[Mapping[str, Any]], name: str, title: str) -> str:
     rows = [row for row in means if name in row]
     if not rows:
         return ""
-    tops = [row[name]["mean"] + row[name].get("half", 0) for row in rows]
+    tops = [max(row[name]["values"]) for row in rows]
     top = 1.0 if not name.endswith("per_100") else max(tops) or 1.0
     last = max(1, *(row["round"] for row in rows)) if rows else 1
 
@@ -143,8 +143,10 @@ def _panel(means: Sequence[Mapping[str, Any]], name: str, title: str) -> str:
         line = " ".join(f"{x(row):.1f},{y(row[name]['mean']):.1f}" for row in points)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{ink}"/>')
         for row in points:
-            mean, half = row[name]["mean"], row[name].get("half", 0)
-            parts.append(f'<circle cx="{x(row):.1f}" cy="{y(mean):.1f}" r="3" fill="{ink}"/>')
-            bar = f"M{x(row):.1f} {y(mean - half):.1f}V{y(mean + half):.1f}"
-            parts.append(f'<path d="{bar}" stroke="{ink}"/>')
+            at = f'cx="{x(row):.1f}" cy='
+            parts.append(f'<circle {at}"{y(row[name]["mean"]):.1f}" r="3" fill="{ink}"/>')
+            parts += (
+                f'<circle {at}"{y(value):.1f}" r="2" fill="none" stroke="{ink}"/>'
+                for value in row[name]["values"]
+            )
     return "".join(parts)
