@@ -51,6 +51,8 @@ class RefineConfig:
         for field in dataclasses.fields(self):
             if not 0 < (value := getattr(self, field.name)) < 1:
                 raise UserError(f"refine.{field.name}: {value} must lie between 0 and 1")
+        if self.new_iou > self.iou:
+            raise UserError(f"refine.new_iou: {self.new_iou} must not exceed refine.iou {self.iou}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

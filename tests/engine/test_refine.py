@@ -255,6 +255,8 @@ def test_stores_of_other_records_are_refused(tmp_path):
         refine_store(old, short, tmp_path / "new", CONFIG, round=1)
     with pytest.raises(UserError, match=r"refine\.echo: 1\.0 must lie between 0 and 1"):
         RefineConfig(echo=1.0)
+    with pytest.raises(UserError, match=r"refine\.new_iou: 0\.6 must not exceed refine\.iou 0\.5"):
+        RefineConfig(new_iou=0.6)
 
 
 def test_filters_leave_what_merging_set_aside():
