@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from florence2_jax.engine import audit
+from florence2_jax.engine.claims import boxes_of
 from florence2_jax.engine.filter import FilterConfig, filter_record
 from florence2_jax.geometry import box_iou
 from florence2_jax.records.schema import Record, Region
@@ -130,8 +131,7 @@ def _objects(record: Record) -> list[Region]:
 
 
 def _overlaps(objects: Sequence[Region], found: Sequence[Region]) -> np.ndarray:
-    boxes = (np.array([r.box for r in some]).reshape(-1, 4) for some in (objects, found))
-    return box_iou(*boxes)
+    return box_iou(boxes_of(objects), boxes_of(found))
 
 
 def _same(thing: Region, found: Sequence[Region], overlaps: np.ndarray) -> list[int]:

@@ -30,7 +30,7 @@ Knots = Sequence[Sequence[float]]
 Calibration = Mapping[str, Mapping[str, Any]]
 """By maker: `all` and `new`, each by kind (boxes, text_regions), and `odds`, by name."""
 
-KINDS = ("boxes", "text_regions")
+_KINDS = ("boxes", "text_regions")
 _NUM_KNOTS = 64
 _LEAST, _MOST = 0.01, 0.99
 
@@ -94,7 +94,7 @@ def calibrated(
 def _mapped(region: Region, calibration: Calibration, *, is_new: bool) -> Region:
     maker = claim(region)
     label, name = name_of(region)
-    kind = KINDS[label == "text"]
+    kind = "text_regions" if label == "text" else "boxes"
     known = calibration.get(maker_of(maker), {})
     of_new = known.get("new", {}).get(kind) if is_new else None
     knots = of_new or known.get("all", {}).get(kind)
@@ -109,7 +109,7 @@ def _mapped(region: Region, calibration: Calibration, *, is_new: bool) -> Region
 
 
 def _fits(judged: Mapping[str, Outcome]) -> dict[str, list[tuple[float, float]]]:
-    return {kind: fit(judged[kind].scored) for kind in KINDS if kind in judged}
+    return {kind: fit(judged[kind].scored) for kind in _KINDS if kind in judged}
 
 
 def _odds(share: float) -> float:

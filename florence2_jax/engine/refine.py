@@ -7,8 +7,8 @@ where nothing was said enters with the number of the round, if its score is high
 two contradict each other the higher score stays, and the other is set aside: it is marked, remains
 in the record, and is what an audit should look at first.
 
-    texts       may be right in many words: another text is an addition, no contradiction; what the
-                loop's model wrote in an earlier round is replaced
+    texts       may be right in many words: another text is an addition, no contradiction; what a
+                model wrote in an earlier round, in labels that have it, is replaced
     regions     see `refine_regions.py`; text regions and masks too
     groundings  of a text that is there already, only phrases that it does not place yet are added;
                 boxes that the model finds too gain score

@@ -20,7 +20,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from florence2_jax.engine.claims import alike, are_new, boxes_of, claim, name_of, with_claim
+from florence2_jax.engine.claims import alike, boxes_of, claim, name_of, with_claim
 from florence2_jax.engine.evidence import Evidence, is_set_aside
 from florence2_jax.engine.specialists.base import Kind
 from florence2_jax.geometry import box_iou
@@ -47,18 +47,16 @@ def merge_regions(
     """
     merged = list(regions)
     by_model = [region for region in predicted if not region.is_crowd]
-    iou = evidence.config.iou
-    overlaps = alike(regions, by_model, iou)
-    found = np.flatnonzero(overlaps.any(axis=1)).tolist()
+    overlaps = alike(regions, by_model, evidence.config.new_iou)
+    found = np.flatnonzero((overlaps >= evidence.config.iou).any(axis=1)).tolist()
     for i in found:
         merged[i] = _found(merged[i], by_model[int(overlaps[i].argmax())], evidence, ledger)
     others = [
-        region
-        for region, finds_none in zip(by_model, are_new(regions, by_model, iou), strict=True)
-        if finds_none and claim(region).kind != "human"
+        (region, nearest)
+        for region, nearest in zip(by_model, overlaps.max(axis=0, initial=0), strict=True)
+        if nearest < evidence.config.iou and claim(region).kind != "human"
     ]
-    is_new = are_new(regions, others, evidence.config.new_iou)
-    new = [region for region, one in zip(others, is_new, strict=True) if one]
+    new = [region for region, nearest in others if not nearest]
     ledger.note("region", "predicted beside one of its name", len(others) - len(new))
     sure = [r for r in new if evidence.score(claim(r)) >= evidence.config.add_score]
     ledger.note("region", "predicted, but not sure enough to enter", len(new) - len(sure))

@@ -386,7 +386,9 @@ def _precisions(
 def _judged(
     truth: Sequence[Record], said: Sequence[Record], names: audit.Ontology
 ) -> dict[str, Outcome]:
-    outcomes = match_kinds(list(zip(truth, said, strict=True)), names)
+    """What is right of what was said, in the kinds of which people have named anything."""
+    pairs = [(true.kept(), one) for true, one in zip(truth, said, strict=True)]
+    outcomes = match_kinds(pairs, names)
     return {kind: outcome for kind, outcome in outcomes.items() if outcome.is_judged}
 
 
